@@ -1,0 +1,112 @@
+//! What the caller asks for: which pipeline class, from where, with which parts replaced.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use candle_core::{DType, Device};
+use dw_core::{cancel::CancellationToken, event::EventSink};
+use serde_json::{Map, Value};
+
+/// Where a model's files come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A folder in the diffusers layout.
+    Folder(PathBuf),
+    /// A repository on the HuggingFace hub.
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// Branch, tag or commit; `main` when none.
+        revision: Option<String>,
+    },
+    /// A model inside the program, by name.
+    Builtin(String),
+    /// One checkpoint file with everything inside, and optionally where configs and tokenizers come from.
+    SingleFile {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Folder, repository or built-in model of the diffusers layout.
+        config: Option<Box<ModelSource>>,
+    },
+}
+
+/// A component (`unet`, `vae`, `text_encoder_2`, …) that does not come with the pipeline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ComponentRequest {
+    /// Its class, as the reference names it (`AutoencoderKL`).
+    pub class: String,
+    /// Where its files come from.
+    pub source: ModelSource,
+    /// A folder inside the source.
+    pub subfolder: Option<String>,
+    /// `fp16` and the like: part of the weight file's name.
+    pub variant: Option<String>,
+    /// The type its weights are converted to; the pipeline's when none.
+    pub dtype: Option<DType>,
+}
+
+/// What to do with one component of a pipeline.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ComponentChoice {
+    /// Leave it out (`"text_encoder": null`).
+    Omit,
+    /// Load it from elsewhere.
+    Load(Vec<ComponentRequest>),
+    /// Take the one an earlier step shared under this name.
+    Shared,
+}
+
+/// A scheduler instead of the model's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerRequest {
+    /// The class; the model's own class when none.
+    pub class: Option<String>,
+    /// Keys that override the model's own scheduler configuration.
+    pub config: Map<String, Value>,
+    /// A sigma shift, for flow-matching schedulers.
+    pub shift: Option<f64>,
+}
+
+/// A LoRA file to apply.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraRequest {
+    /// Folder, file or repository.
+    pub source: ModelSource,
+    /// The file inside it; when none, the only `.safetensors` there.
+    pub weight_name: Option<String>,
+    /// A folder inside the source.
+    pub subfolder: Option<String>,
+    /// The adapter's name.
+    pub adapter_name: String,
+    /// How strongly it acts; may be negative.
+    pub scale: f64,
+}
+
+/// Which pipeline to load.
+#[derive(Clone, Debug)]
+pub struct PipelineRequest {
+    /// The class (`StableDiffusionXLPipeline`, or `DiffusionPipeline` to let the model decide).
+    pub class: String,
+    /// Where its files come from.
+    pub source: ModelSource,
+    /// `fp16` and the like: part of the weight files' names.
+    pub variant: Option<String>,
+    /// The type weights and activations have; f32 when none.
+    pub dtype: Option<DType>,
+    /// Where the model lives and runs.
+    pub device: Device,
+    /// Components that are left out, replaced or added, by name.
+    pub components: BTreeMap<String, ComponentChoice>,
+    /// A scheduler instead of the model's own.
+    pub scheduler: Option<SchedulerRequest>,
+    /// LoRA files, in the order they are applied.
+    pub loras: Vec<LoraRequest>,
+}
+
+/// What goes with every long call: where events go and whether somebody asked to stop.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Takes loading and denoising progress.
+    pub events: &'a dyn EventSink,
+    /// Looked at between tensors while loading and between denoising steps.
+    pub cancel: &'a CancellationToken,
+}

@@ -76,9 +76,8 @@ fn iteration(template: &Arguments, dimensions: &[Dimension], mut index: usize) -
             *place = put(chosen, dimension.key, &mut artifacts);
         }
     }
-    let values = match values {
-        Value::Object(values) => values,
-        _ => unreachable!("references are members, so the object itself is never replaced"),
+    let Value::Object(values) = values else {
+        unreachable!("references are members, so the object itself is never replaced")
     };
     Arguments { values, input: template.input.clone(), artifacts }
 }

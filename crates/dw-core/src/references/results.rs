@@ -41,7 +41,9 @@ impl Results {
     /// Drops every result that none of the `remaining` steps refers to.
     pub fn release_except(&mut self, remaining: &[&Value]) {
         let mut targets = Vec::new();
-        remaining.iter().for_each(|step| mentioned(step, &mut targets));
+        for step in remaining {
+            mentioned(step, &mut targets);
+        }
         self.steps.retain(|(name, _)| targets.iter().any(|target| split(target, [name.as_str()]).is_some()));
     }
 
@@ -135,7 +137,9 @@ mod tests {
 
     fn results(steps: &[(&str, Vec<Entry>)]) -> Results {
         let mut results = Results::default();
-        steps.iter().for_each(|(name, entries)| results.insert(*name, entries.clone()));
+        for (name, entries) in steps {
+            results.insert(*name, entries.clone());
+        }
         results
     }
 

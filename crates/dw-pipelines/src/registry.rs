@@ -1,1 +1,247 @@
-//! Not written yet.
+//! The table of pipeline classes: what each is called, what it takes, what it is made of, what runs it.
+
+use dw_core::{arguments::Arguments, artifact::Entry};
+use serde_json::Value;
+
+use crate::{
+    Error, Result,
+    pipelines::{
+        Surroundings,
+        arguments::{closest, merged_schema},
+        components::Parts,
+        loader::{Kind, Slot},
+        stable_diffusion, stable_diffusion_xl,
+    },
+};
+
+/// One row of the table.
+pub struct PipelineClass {
+    /// The class, as a workflow's `component_type` names it.
+    pub name: &'static str,
+    /// What it does, in a sentence.
+    pub summary: &'static str,
+    /// JSON Schema (an object, with defaults) of its arguments.
+    pub schema: fn() -> Value,
+    target: Target,
+}
+
+/// What a class stands for.
+enum Target {
+    /// Itself.
+    Class(Implementation),
+    /// The class that the model names.
+    OfModel,
+    /// The text-to-image class of the model's family.
+    TextToImage,
+}
+
+/// Runs one call of a class.
+pub(crate) type Run = fn(&Parts, &Arguments, Surroundings<'_>) -> Result<Entry>;
+
+/// A class that can be loaded and run.
+pub(crate) struct Implementation {
+    pub(crate) class: &'static str,
+    pub(crate) family: Family,
+    pub(crate) slots: &'static [Slot],
+    pub(crate) run: Run,
+}
+
+/// Models of one family can be run by all classes of that family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Stable Diffusion 1.x and 2.x.
+    StableDiffusion,
+    /// Stable Diffusion XL.
+    StableDiffusionXl,
+}
+
+impl Family {
+    /// The family of the class in a `model_index.json`, whatever the class does with the model.
+    fn of(class: &str) -> Option<Self> {
+        let is_other = ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
+        if class.starts_with("StableDiffusionXL") {
+            Some(Self::StableDiffusionXl)
+        } else if class.starts_with("StableDiffusion") && !is_other.iter().any(|other| class.starts_with(other)) {
+            Some(Self::StableDiffusion)
+        } else {
+            None
+        }
+    }
+}
+
+const fn slot(name: &'static str, kind: Kind) -> Slot {
+    Slot { name, kind }
+}
+
+static STABLE_DIFFUSION_SLOTS: [Slot; 4] = [
+    slot("tokenizer", Kind::Tokenizer),
+    slot("text_encoder", Kind::ClipText),
+    slot("unet", Kind::Unet),
+    slot("vae", Kind::Vae),
+];
+
+static STABLE_DIFFUSION_XL_SLOTS: [Slot; 6] = [
+    slot("tokenizer", Kind::Tokenizer),
+    slot("text_encoder", Kind::ClipText),
+    slot("tokenizer_2", Kind::Tokenizer),
+    slot("text_encoder_2", Kind::ClipText),
+    slot("unet", Kind::Unet),
+    slot("vae", Kind::Vae),
+];
+
+static CLASSES: [PipelineClass; 4] = [
+    PipelineClass {
+        name: "StableDiffusionXLPipeline",
+        summary: "Text to image with Stable Diffusion XL and models of its architecture",
+        schema: stable_diffusion_xl::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLPipeline",
+            family: Family::StableDiffusionXl,
+            slots: &STABLE_DIFFUSION_XL_SLOTS,
+            run: stable_diffusion_xl::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionPipeline",
+        summary: "Text to image with Stable Diffusion 1.x and 2.x",
+        schema: stable_diffusion::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionPipeline",
+            family: Family::StableDiffusion,
+            slots: &STABLE_DIFFUSION_SLOTS,
+            run: stable_diffusion::run,
+        }),
+    },
+    PipelineClass {
+        name: "DiffusionPipeline",
+        summary: "Whatever class the model's model_index.json names",
+        schema: || every_argument("DiffusionPipeline"),
+        target: Target::OfModel,
+    },
+    PipelineClass {
+        name: "AutoPipelineForText2Image",
+        summary: "Text to image with whatever family the model belongs to",
+        schema: || every_argument("AutoPipelineForText2Image"),
+        target: Target::TextToImage,
+    },
+];
+
+/// Every pipeline class of this build.
+pub fn classes() -> &'static [PipelineClass] {
+    &CLASSES
+}
+
+/// The row of a class.
+pub(crate) fn find(name: &str) -> Result<&'static PipelineClass> {
+    CLASSES.iter().find(|class| class.name == name).ok_or_else(|| {
+        let names = || CLASSES.iter().map(|class| class.name);
+        let hint = closest(name, names()).map_or(String::new(), |close| format!("; did you mean `{close}`?"));
+        let known = names().collect::<Vec<_>>().join("`, `");
+        Error::Unsupported(format!("pipeline class `{name}` is not in this build{hint} It has `{known}`"))
+    })
+}
+
+/// The classes that are more than another name.
+fn implementations() -> impl Iterator<Item = &'static Implementation> {
+    CLASSES.iter().filter_map(|class| match &class.target {
+        Target::Class(implementation) => Some(implementation),
+        Target::OfModel | Target::TextToImage => None,
+    })
+}
+
+/// All arguments of all implemented classes: which of them count is known once the model is.
+fn every_argument(title: &str) -> Value {
+    let schemas: Vec<Value> = CLASSES
+        .iter()
+        .filter(|class| matches!(class.target, Target::Class(_)))
+        .map(|class| without_defaults((class.schema)()))
+        .collect();
+    merged_schema(title, &schemas)
+}
+
+/// Defaults differ from class to class, so that a schema for several has none.
+fn without_defaults(mut schema: Value) -> Value {
+    for property in schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut()) {
+        if let Some(property) = property.as_object_mut() {
+            property.remove("default");
+        }
+    }
+    schema
+}
+
+impl PipelineClass {
+    /// The implementation for a model with this `model_index.json`.
+    pub(crate) fn resolve(&self, index: &Value) -> Result<&Implementation> {
+        let model_class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+        let family = Family::of(model_class);
+        match &self.target {
+            Target::Class(own) if family.is_none_or(|family| family == own.family) => Ok(own),
+            Target::Class(own) => Err(Error::Unsupported(format!(
+                "the model is a `{model_class}` and cannot be run as `{}`; use that class, or `DiffusionPipeline`",
+                own.class
+            ))),
+            Target::OfModel => implementations()
+                .find(|implementation| implementation.class == model_class)
+                .ok_or_else(|| not_implemented(model_class)),
+            Target::TextToImage => implementations()
+                .find(|implementation| Some(implementation.family) == family)
+                .ok_or_else(|| not_implemented(model_class)),
+        }
+    }
+}
+
+fn not_implemented(model_class: &str) -> Error {
+    let known = implementations().map(|implementation| implementation.class).collect::<Vec<_>>().join("`, `");
+    Error::Unsupported(format!(
+        "the model is a `{model_class}`, which this build cannot run; it runs `{known}`, choose such a model"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn resolved(class: &str, model: &str) -> Result<&'static str, String> {
+        let class = find(class).map_err(|error| error.to_string())?;
+        let index = json!({ "_class_name": model });
+        class.resolve(&index).map(|found| found.class).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn general_classes_become_what_the_model_is() {
+        assert_eq!(resolved("DiffusionPipeline", "StableDiffusionPipeline").as_deref(), Ok("StableDiffusionPipeline"));
+        let auto = |model| resolved("AutoPipelineForText2Image", model);
+        assert_eq!(auto("StableDiffusionXLImg2ImgPipeline").as_deref(), Ok("StableDiffusionXLPipeline"));
+        assert_eq!(auto("StableDiffusionInpaintPipeline").as_deref(), Ok("StableDiffusionPipeline"));
+    }
+
+    #[test]
+    fn a_class_of_another_family_is_refused_with_the_way_out() {
+        let message = resolved("StableDiffusionXLPipeline", "StableDiffusionPipeline").expect_err("another family");
+        assert!(message.contains("`DiffusionPipeline`"), "{message}");
+        let message = resolved("DiffusionPipeline", "StableCascadeDecoderPipeline").expect_err("not implemented");
+        assert!(message.contains("`StableCascadeDecoderPipeline`"), "{message}");
+    }
+
+    #[test]
+    fn a_misspelt_class_suggests_the_right_one() {
+        let message = resolved("StableDifusionPipeline", "").expect_err("misspelt");
+        assert!(message.contains("did you mean `StableDiffusionPipeline`?"), "{message}");
+    }
+
+    #[test]
+    fn every_schema_documents_every_argument_and_shows_its_default() {
+        for class in classes() {
+            let schema = (class.schema)();
+            let properties = schema["properties"].as_object().expect("an object schema");
+            for (name, property) in properties {
+                assert!(property["description"].is_string(), "{}: `{name}` has no description", class.name);
+            }
+        }
+        let schema = (find("StableDiffusionXLPipeline").expect("the class").schema)();
+        assert_eq!(schema["properties"]["guidance_scale"]["default"], json!(5.0));
+        assert_eq!(schema["properties"]["num_inference_steps"]["default"], json!(50));
+    }
+}

@@ -1,6 +1,9 @@
 //! What the caller asks for: which pipeline class, from where, with which parts replaced.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device};
 use dw_core::{cancel::CancellationToken, event::EventSink};
@@ -27,6 +30,23 @@ pub enum ModelSource {
         /// Folder, repository or built-in model of the diffusers layout.
         config: Option<Box<ModelSource>>,
     },
+}
+
+impl ModelSource {
+    /// The source a workflow means by `name`: `builtin:NAME`, a folder (absolute, or below `base`), or
+    /// `owner/name` on the hub. Text that looks like a path is one even when nothing is there.
+    pub fn named(name: &str, revision: Option<&str>, base: &Path) -> Self {
+        let name = name.trim();
+        if let Some(builtin) = name.strip_prefix("builtin:") {
+            return Self::Builtin(builtin.to_owned());
+        }
+        let path = base.join(name);
+        let is_path = Path::new(name).is_absolute() || name.starts_with(['.', '~']) || name.contains('\\');
+        if is_path || path.is_dir() || name.split('/').count() > 2 {
+            return Self::Folder(path);
+        }
+        Self::Hub { repo: name.to_owned(), revision: revision.map(str::to_owned) }
+    }
 }
 
 /// A component (`unet`, `vae`, `text_encoder_2`, …) that does not come with the pipeline.
@@ -109,4 +129,27 @@ pub struct Context<'a> {
     pub events: &'a dyn EventSink,
     /// Looked at between tensors while loading and between denoising steps.
     pub cancel: &'a CancellationToken,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_name_is_a_folder_when_one_is_there_or_it_looks_like_one() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = |path: &str| ModelSource::Folder(base.join(path));
+        assert_eq!(ModelSource::named("src", None, base), folder("src"));
+        assert_eq!(ModelSource::named("./missing", None, base), folder("./missing"));
+        assert_eq!(ModelSource::named("a/b/c", None, base), folder("a/b/c"));
+        assert_eq!(ModelSource::named("/no/where", None, base), ModelSource::Folder("/no/where".into()));
+    }
+
+    #[test]
+    fn other_names_are_on_the_hub_or_built_in() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let hub = ModelSource::Hub { repo: "owner/name".into(), revision: Some("v1".into()) };
+        assert_eq!(ModelSource::named("owner/name", Some("v1"), base), hub);
+        assert_eq!(ModelSource::named("builtin:landscapes", None, base), ModelSource::Builtin("landscapes".into()));
+    }
 }

@@ -1,1 +1,126 @@
-//! Not written yet.
+//! Pipelines: prompts in, pictures out. A [`Pipeline`] is a set of loaded components with the code that
+//! runs them; one file for each family, the denoising loop written once.
+//!
+//! Knows no workflow and writes no file: arguments come as JSON with artifacts beside it, results go back
+//! as artifacts.
+
+pub mod arguments;
+mod cache;
+pub mod components;
+mod decode;
+mod denoise;
+mod guidance;
+pub(crate) mod loader;
+mod prompt;
+pub(crate) mod stable_diffusion;
+pub(crate) mod stable_diffusion_xl;
+pub mod text_to_image;
+mod unet;
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use dw_core::{arguments::Arguments, artifact::Entry};
+
+pub use cache::ComponentCache;
+pub use components::SharedComponent;
+pub use denoise::Observer;
+pub(crate) use unet::Surroundings;
+
+use crate::{
+    Error, Result,
+    hub::{Hub, Need},
+    registry::{self, Implementation},
+    request::{Context, PipelineRequest},
+    rng::Generators,
+};
+use components::Parts;
+
+/// A loaded pipeline. Dropping it frees what the cache does not keep.
+pub struct Pipeline {
+    implementation: &'static Implementation,
+    parts: Parts,
+}
+
+/// One component of a pipeline, for reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentSummary {
+    /// Its name in the pipeline (`unet`).
+    pub name: String,
+    /// Its class (`UNet2DConditionModel`).
+    pub class: String,
+    /// Bytes of its weights in memory.
+    pub bytes: u64,
+    /// The key under which [`ComponentCache`] keeps it.
+    pub key: String,
+}
+
+impl Pipeline {
+    /// Finds, reads and puts together what `request` asks for. Components that `cache` keeps are not read
+    /// again.
+    pub fn load(
+        request: &PipelineRequest,
+        hub: &Hub,
+        cache: &mut ComponentCache,
+        context: Context<'_>,
+    ) -> Result<Self> {
+        let class = registry::find(&request.class)?;
+        let files = hub.open(&request.source, context)?;
+        files.fetch("", Need::File("model_index.json"), context)?;
+        let index = files.read_json("model_index.json")?.ok_or_else(|| Error::BadFile {
+            path: files.place("model_index.json"),
+            reason: "is missing, so this is no complete model in the diffusers layout; correct the path".into(),
+        })?;
+        let implementation = class.resolve(&index)?;
+        let parts = loader::load(request, implementation, Arc::new(files), index, (hub, cache), context)?;
+        Ok(Self { implementation, parts })
+    }
+
+    /// The class that runs, after `DiffusionPipeline` and its like are resolved.
+    pub fn class(&self) -> &'static str {
+        self.implementation.class
+    }
+
+    /// What it consists of.
+    pub fn components(&self) -> Vec<ComponentSummary> {
+        let summary = |(name, component): (&String, &SharedComponent)| ComponentSummary {
+            name: name.clone(),
+            class: component.class.clone(),
+            bytes: component.bytes,
+            key: component.key.clone(),
+        };
+        self.parts.components.iter().map(summary).collect()
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.parts.device
+    }
+
+    /// The sampler's class.
+    pub fn scheduler_class(&self) -> &str {
+        &self.parts.scheduler.class
+    }
+
+    /// A component by name, to share it with a later pipeline (see [`ComponentCache::share`]).
+    pub fn component(&self, name: &str) -> Option<SharedComponent> {
+        self.parts.components.get(name).cloned()
+    }
+
+    /// One call: the arguments of the class, noise from `generators`, pictures (or latents) as artifacts.
+    pub fn run(&mut self, arguments: &Arguments, generators: &mut Generators, context: Context<'_>) -> Result<Entry> {
+        self.run_observed(arguments, generators, context, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Self::run`], with a look at the latents after each denoising step.
+    pub fn run_observed(
+        &mut self,
+        arguments: &Arguments,
+        generators: &mut Generators,
+        context: Context<'_>,
+        observer: Observer<'_>,
+    ) -> Result<Entry> {
+        context.cancel.check()?;
+        (self.implementation.run)(&self.parts, arguments, Surroundings { generators, context, observer })
+    }
+}

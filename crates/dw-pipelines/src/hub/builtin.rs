@@ -1,0 +1,65 @@
+//! Models inside the program: their files, embedded when dw is built.
+
+use crate::{Error, Result};
+
+/// A small model in the diffusers layout whose files are part of the program.
+#[derive(Debug)]
+pub struct BuiltinModel {
+    /// What follows `builtin:`.
+    pub name: &'static str,
+    /// What it can draw, in a sentence.
+    pub summary: &'static str,
+    files: &'static [(&'static str, &'static [u8])],
+}
+
+impl BuiltinModel {
+    /// The bytes of one of its files, by its path inside the model.
+    pub fn file(&self, path: &str) -> Option<&'static [u8]> {
+        self.files.iter().find(|(name, _)| *name == path).map(|&(_, bytes)| bytes)
+    }
+}
+
+/// Embeds the named files of `builtin/MODEL/`.
+macro_rules! embed {
+    ($model:literal, [$($path:literal),+ $(,)?]) => {
+        &[$(($path, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/builtin/", $model, "/", $path)).as_slice())),+]
+    };
+}
+
+static MODELS: [BuiltinModel; 1] = [BuiltinModel {
+    name: "landscapes",
+    summary: "flat landscapes and coloured shapes, 128 x 128; an SDXL-style model of a few million weights",
+    files: embed!(
+        "landscapes",
+        [
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "text_encoder_2/config.json",
+            "text_encoder_2/model.safetensors",
+            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer_2/tokenizer.json",
+            "tokenizer_2/tokenizer_config.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+        ]
+    ),
+}];
+
+/// Every model inside the program.
+pub fn builtin_models() -> &'static [BuiltinModel] {
+    &MODELS
+}
+
+/// The model called `name`, with or without the prefix `builtin:`.
+pub(super) fn find(name: &str) -> Result<&'static BuiltinModel> {
+    let bare = name.strip_prefix("builtin:").unwrap_or(name);
+    MODELS.iter().find(|model| model.name == bare).ok_or_else(|| {
+        let known: Vec<String> = MODELS.iter().map(|model| format!("`builtin:{}`", model.name)).collect();
+        Error::Source(format!("there is no built-in model `{bare}`; there is {}", known.join(", ")))
+    })
+}

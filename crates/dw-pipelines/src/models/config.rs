@@ -1,0 +1,34 @@
+//! Shapes that values of a `config.json` take in more than one model.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A value for all blocks, or one per block.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    /// The same for all.
+    One(T),
+    /// One per block, in the order of the blocks.
+    Many(Vec<T>),
+}
+
+impl<T: Clone> OneOrMany<T> {
+    /// One value per block; `key` is what an error calls the setting.
+    pub fn per_block(&self, key: &str, blocks: usize) -> Result<Vec<T>> {
+        match self {
+            Self::One(value) => Ok(vec![value.clone(); blocks]),
+            Self::Many(values) if values.len() == blocks => Ok(values.clone()),
+            Self::Many(values) => Err(Error::Unsupported(format!(
+                "`{key}` has {} values for {blocks} blocks; it takes one value, or one per block",
+                values.len()
+            ))),
+        }
+    }
+}
+
+/// The error for a setting with a value that this version cannot run.
+pub(crate) fn unsupported(key: &str, value: impl std::fmt::Display) -> Error {
+    Error::Unsupported(format!("the model's configuration has `{key}`: `{value}`, which this version does not support"))
+}

@@ -1,0 +1,64 @@
+//! The one two-dimensional convolution.
+//!
+//! [`Weights::conv2d`] is the only place where one is made.
+
+use candle_core::{DType, Tensor};
+
+use super::compute_dtype;
+use crate::{Result, weights::Weights};
+
+/// What a convolution has besides its channels.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv2dOptions {
+    /// Height and width of the kernel.
+    pub kernel: usize,
+    /// Step between output pixels.
+    pub stride: usize,
+    /// Zeros added on each side.
+    pub padding: usize,
+    /// Whether there is a `bias`.
+    pub bias: bool,
+}
+
+impl Conv2dOptions {
+    /// Stride 1, and the padding that keeps the size for an odd `kernel`.
+    pub fn same(kernel: usize) -> Self {
+        Self { kernel, stride: 1, padding: kernel.saturating_sub(1) / 2, bias: true }
+    }
+}
+
+/// A convolution over `(batch, channels, height, width)`.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    /// `(out, in, kernel, kernel)`, in the type the convolution runs in.
+    weight: Tensor,
+    /// `(1, out, 1, 1)`.
+    bias: Option<Tensor>,
+    stride: usize,
+    padding: usize,
+}
+
+impl Conv2d {
+    /// `(batch, in, height, width)` to `(batch, out, height', width')`, in the type of the input.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let compute: DType = self.weight.dtype();
+        let y = x.to_dtype(compute)?.conv2d(&self.weight, self.padding, self.stride, 1, 1)?;
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        Ok(y.to_dtype(x.dtype())?)
+    }
+}
+
+impl Weights {
+    /// The convolution at this path: `weight` of shape `(outputs, inputs, kernel, kernel)` and maybe `bias`.
+    pub fn conv2d(&self, inputs: usize, outputs: usize, options: Conv2dOptions) -> Result<Conv2d> {
+        let Conv2dOptions { kernel, stride, padding, bias } = options;
+        let weight = self.get((outputs, inputs, kernel, kernel), "weight")?;
+        let compute = compute_dtype(weight.dtype(), weight.device());
+        let bias =
+            if bias { Some(self.get(outputs, "bias")?.to_dtype(compute)?.reshape((1, outputs, 1, 1))?) } else { None };
+        Ok(Conv2d { weight: weight.to_dtype(compute)?, bias, stride, padding })
+    }
+}

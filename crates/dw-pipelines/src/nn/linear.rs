@@ -1,0 +1,43 @@
+//! The one linear layer.
+//!
+//! [`Weights::linear`] is the only place where one is made, so storage formats and adapters are added here and
+//! no model changes.
+
+use candle_core::{D, Tensor};
+
+use crate::{Result, weights::Weights};
+
+/// `y = x Wᵀ + b` over the last dimension.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `(out, in)`.
+    weight: Tensor,
+    /// `(out,)`.
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `(…, in)` to `(…, out)`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (out, _) = self.weight.dims2()?;
+        let mut shape = x.dims().to_vec();
+        let rows = x.flatten_to(D::Minus2)?.matmul(&self.weight.t()?)?;
+        let rows = match &self.bias {
+            Some(bias) => rows.broadcast_add(bias)?,
+            None => rows,
+        };
+        if let Some(last) = shape.last_mut() {
+            *last = out;
+        }
+        Ok(rows.reshape(shape)?)
+    }
+}
+
+impl Weights {
+    /// The linear layer at this path: `weight` of shape `(outputs, inputs)` and, with `bias`, `bias`.
+    pub fn linear(&self, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        let weight = self.get((outputs, inputs), "weight")?;
+        let bias = bias.then(|| self.get(outputs, "bias")).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+}

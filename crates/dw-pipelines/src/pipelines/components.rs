@@ -1,0 +1,111 @@
+//! The parts a pipeline is made of, and typed access to them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use candle_core::{DType, Device};
+use serde_json::{Map, Value};
+
+use crate::{
+    Error, Result,
+    models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel},
+    schedulers::{self, Scheduler},
+    text::ClipTokenizer,
+};
+
+/// A loaded part, whichever it is.
+pub enum Model {
+    /// Text to token ids.
+    Tokenizer(ClipTokenizer),
+    /// Token ids to embeddings.
+    ClipText(ClipTextModel),
+    /// The denoiser.
+    Unet(Unet2DConditionModel),
+    /// Latents to pictures and back.
+    Vae(AutoencoderKl),
+}
+
+/// One loaded part with what the cache and reports need to know of it.
+pub struct Component {
+    /// Its class, as the reference names it.
+    pub class: String,
+    /// What it is: source, files, type and device. Equal keys mean equal components.
+    pub key: String,
+    /// Bytes of its weights in memory.
+    pub bytes: u64,
+    /// The part itself.
+    pub model: Model,
+}
+
+/// A component that pipelines and the cache hold together.
+pub type SharedComponent = Arc<Component>;
+
+/// Which sampler a pipeline runs with.
+#[derive(Clone, Debug)]
+pub(crate) struct SchedulerSetup {
+    pub(crate) class: String,
+    pub(crate) config: Map<String, Value>,
+    pub(crate) shift: Option<f64>,
+}
+
+impl SchedulerSetup {
+    /// A fresh sampler: every call of a pipeline starts from one.
+    pub(crate) fn create(&self) -> Result<Box<dyn Scheduler>> {
+        let mut scheduler = schedulers::create(&self.class, &self.config)?;
+        if let Some(shift) = self.shift {
+            scheduler.set_shift(shift)?;
+        }
+        Ok(scheduler)
+    }
+}
+
+/// Everything a pipeline runs with.
+pub(crate) struct Parts {
+    pub(crate) class: &'static str,
+    pub(crate) components: BTreeMap<String, SharedComponent>,
+    pub(crate) scheduler: SchedulerSetup,
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+    /// `model_index.json`, which holds a few settings of the pipeline itself.
+    pub(crate) index: Value,
+}
+
+impl Parts {
+    /// A boolean setting of `model_index.json`.
+    pub(crate) fn setting(&self, name: &str, default: bool) -> bool {
+        self.index.get(name).and_then(Value::as_bool).unwrap_or(default)
+    }
+
+    pub(crate) fn unet(&self) -> Result<&Unet2DConditionModel> {
+        match self.components.get("unet").map(|component| &component.model) {
+            Some(Model::Unet(unet)) => Ok(unet),
+            other => Err(self.unusable("unet", other.is_some())),
+        }
+    }
+
+    pub(crate) fn vae(&self) -> Result<&AutoencoderKl> {
+        match self.components.get("vae").map(|component| &component.model) {
+            Some(Model::Vae(vae)) => Ok(vae),
+            other => Err(self.unusable("vae", other.is_some())),
+        }
+    }
+
+    /// The text encoder with its tokenizer; none when the model has no such encoder.
+    pub(crate) fn text_encoder(&self, encoder: &str, tokenizer: &str) -> Result<Option<(&ClipTokenizer, &ClipTextModel)>> {
+        let model = |name: &str| self.components.get(name).map(|component| &component.model);
+        match (model(tokenizer), model(encoder)) {
+            (_, None) => Ok(None),
+            (Some(Model::Tokenizer(tokenizer)), Some(Model::ClipText(encoder))) => Ok(Some((tokenizer, encoder))),
+            (None, _) => Err(self.unusable(tokenizer, false)),
+            (Some(Model::Tokenizer(_)), _) => Err(self.unusable(encoder, true)),
+            _ => Err(self.unusable(tokenizer, true)),
+        }
+    }
+
+    fn unusable(&self, name: &str, is_there: bool) -> Error {
+        Error::Unsupported(if is_there {
+            format!("component `{name}` of `{}` is of the wrong kind; share or load the right one", self.class)
+        } else {
+            format!("`{}` needs the component `{name}`, which the model does not have or the step leaves out", self.class)
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! Latents to pictures: scaling, the autoencoder, and rounding to bytes.
+
+use candle_core::{DType, Tensor};
+use dw_core::artifact::{Array, Artifact};
+use image::{DynamicImage, RgbImage};
+
+use super::denoise::check_finite;
+use crate::{
+    Error, Result,
+    models::{AutoencoderKl, VaeConfig},
+    request::Context,
+};
+
+/// How latents of a denoiser become latents of an autoencoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scaling {
+    /// Divided by `scaling_factor`.
+    Factor,
+    /// Brought back to the latents' own mean and deviation first, where the configuration has them (SDXL
+    /// finetunes such as Playground 2.5).
+    Statistics,
+}
+
+/// One picture for each row of `latents`, `(batch, channels, height / 8, width / 8)`. With `upcast`, an
+/// autoencoder in float16 that overflows there (`force_upcast`) runs in float32.
+pub(crate) fn decode(
+    vae: &AutoencoderKl,
+    latents: &Tensor,
+    scaling: Scaling,
+    upcast: bool,
+    context: Context<'_>,
+) -> Result<Vec<Artifact>> {
+    let upcast = upcast && vae.dtype() == DType::F16 && vae.config().force_upcast;
+    let wide = if upcast { Some(vae.with_dtype(DType::F32)?) } else { None };
+    let vae = wide.as_ref().unwrap_or(vae);
+    let latents = unscaled(&latents.to_dtype(vae.dtype())?, vae.config(), scaling)?;
+    let mut pictures = Vec::with_capacity(latents.dim(0)?);
+    for row in 0..latents.dim(0)? {
+        context.cancel.check()?;
+        let picture = vae.decode(&latents.narrow(0, row, 1)?)?;
+        check_finite("image", &picture, String::new)?;
+        pictures.push(Artifact::image(DynamicImage::ImageRgb8(to_rgb(&picture.squeeze(0)?)?)));
+    }
+    Ok(pictures)
+}
+
+/// The inverse of what encoding does to latents.
+fn unscaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Tensor> {
+    let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
+        return Ok((latents / config.scaling_factor)?);
+    };
+    let channel = |values: &[f64]| -> Result<Tensor> {
+        let values = Tensor::new(values, latents.device())?.to_dtype(latents.dtype())?;
+        Ok(values.reshape((1, (), 1, 1))?)
+    };
+    let spread = (latents.broadcast_mul(&channel(std)?)? / config.scaling_factor)?;
+    Ok(spread.broadcast_add(&channel(mean)?)?)
+}
+
+/// A picture `(3, height, width)` in -1 to 1 as bytes, halves rounded to even as numpy does.
+fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
+    let (channels, height, width) = picture.dims3()?;
+    let picture = ((picture.to_dtype(DType::F32)? * 0.5)? + 0.5)?.clamp(0f32, 1f32)?;
+    let picture = if channels == 1 { picture.repeat((3, 1, 1))? } else { picture };
+    let values = picture.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
+    let bytes: Vec<u8> = values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect();
+    RgbImage::from_raw(width as u32, height as u32, bytes)
+        .ok_or_else(|| Error::Unsupported(format!("the autoencoder made a picture of {channels} channels, not 3")))
+}
+
+/// Latents as the artifact that a later step goes on with; the batch axis stays.
+pub(crate) fn latent_artifact(latents: &Tensor) -> Result<Artifact> {
+    let data = latents.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(Artifact::Array(Array { shape: latents.dims().to_vec(), data }.into()))
+}

@@ -1,0 +1,154 @@
+//! Stable Diffusion 1.x and 2.x text to image (diffusers `StableDiffusionPipeline`): one CLIP encoder, its
+//! last state after the final norm.
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+use dw_core::{arguments::Arguments, artifact::Entry};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    arguments::{group, group_schema, merged_schema, number, refuse_unknown, tensor},
+    components::Parts,
+    decode::Scaling,
+    guidance::Guidance,
+    prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
+    text_to_image::{Generation, check_generators, one_for_each, refuse},
+    unet::{
+        ConditionedUnet, Surroundings, TextToImage, batch, check_parts, is_guided, picture_size, set_timesteps,
+        stage_finished, timestep_cond,
+    },
+};
+use crate::{Result, request::Context};
+
+/// How strongly the prompt is followed.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct GuidanceArguments {
+    /// How strongly the prompt is followed. Above 1 each step also predicts without the prompt and takes twice
+    /// as long.
+    #[serde(deserialize_with = "number")]
+    pub guidance_scale: f64,
+}
+
+impl Default for GuidanceArguments {
+    fn default() -> Self {
+        Self { guidance_scale: 7.5 }
+    }
+}
+
+/// The arguments of the class.
+pub(crate) fn schema() -> Value {
+    merged_schema("StableDiffusionPipeline", &[group_schema::<Generation>(), group_schema::<GuidanceArguments>()])
+}
+
+/// One call.
+pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
+    refuse_unknown(parts.class, arguments, &schema())?;
+    let call: Generation = group(arguments)?;
+    let GuidanceArguments { guidance_scale } = group(arguments)?;
+    call.check(guidance_scale)?;
+    check_parts(parts, &call)?;
+    let size = picture_size(parts, &call, 64)?;
+    let prompts = Prompts::new(parts, &call, arguments)?;
+    let pictures = prompts.count * call.num_images_per_prompt;
+    check_generators(surroundings.generators, pictures)?;
+    let mut scheduler = parts.scheduler.create()?;
+    set_timesteps(&mut *scheduler, &call)?;
+
+    let started = Instant::now();
+    let unet = parts.unet()?;
+    let guided = is_guided(unet.config(), guidance_scale);
+    let (positive, negative) = prompts.encode(guided, surroundings.context)?;
+    stage_finished(surroundings.context, "encode prompt", started);
+
+    let conditioned = ConditionedUnet {
+        unet,
+        encoder_hidden_states: batch(negative.as_ref(), &positive, unet.dtype())?,
+        added: None,
+        timestep_cond: timestep_cond(parts, guidance_scale, pictures)?,
+        guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
+    };
+    let steps = scheduler.timesteps().len();
+    let (scaling, upcast) = (Scaling::Factor, false);
+    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }
+        .generate(&conditioned, &mut *scheduler, surroundings)
+}
+
+/// What is to be encoded, checked.
+struct Prompts<'a> {
+    call: &'a Generation,
+    encoder: Option<TextEncoder<'a>>,
+    count: usize,
+    negative: Option<Vec<String>>,
+    prompt_embeds: Option<Tensor>,
+    negative_prompt_embeds: Option<Tensor>,
+}
+
+impl<'a> Prompts<'a> {
+    fn new(parts: &'a Parts, call: &'a Generation, arguments: &Arguments) -> Result<Self> {
+        let given = |name: &str, handle| tensor(arguments, name, handle, parts.dtype, &parts.device);
+        let prompt_embeds = call.prompt_embeds.map(|handle| given("prompt_embeds", handle)).transpose()?;
+        let count = match (&call.prompt, &prompt_embeds) {
+            (Some(prompt), _) => prompt.list().len(),
+            (None, Some(embeds)) => embeds.dim(0)?,
+            (None, None) => 0,
+        };
+        let negative_prompt_embeds =
+            call.negative_prompt_embeds.map(|handle| given("negative_prompt_embeds", handle)).transpose()?;
+        if let (Some(embeds), Some(negative)) = (&prompt_embeds, &negative_prompt_embeds) {
+            same_shape("negative_prompt_embeds", embeds, negative)?;
+        }
+        Ok(Self {
+            call,
+            encoder: parts.text_encoder("text_encoder", "tokenizer")?.map(TextEncoder::from),
+            count,
+            negative: one_for_each("negative_prompt", call.negative_prompt.as_ref(), count)?,
+            prompt_embeds,
+            negative_prompt_embeds,
+        })
+    }
+
+    /// Positive and (when guided) negative embeddings, `(pictures, tokens, features)`.
+    fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let mut truncations = Truncations::new(context);
+        let positive = match (&self.prompt_embeds, &self.call.prompt) {
+            (None, Some(prompt)) => self.embed("prompt_embeds", prompt.list(), self.call.clip_skip, &mut truncations)?,
+            (embeds, _) => embeds.clone().ok_or_else(|| refuse("prompt", "is missing"))?,
+        };
+        let negative = match &self.negative_prompt_embeds {
+            _ if !guided => None,
+            Some(embeds) => Some(embeds.clone()),
+            None => {
+                let texts = self.negative.clone().unwrap_or_else(|| vec![String::new(); self.count]);
+                // The reference leaves the negative prompt's layer alone.
+                Some(self.embed("negative_prompt_embeds", &texts, None, &mut truncations)?)
+            }
+        };
+        if let Some(negative) = &negative {
+            same_shape("negative_prompt_embeds", &positive, negative)?;
+        }
+        let times = self.call.num_images_per_prompt;
+        let negative = negative.map(|rows| repeat_rows(&rows, times)).transpose()?;
+        Ok((repeat_rows(&positive, times)?, negative))
+    }
+
+    fn embed(
+        &self,
+        instead: &str,
+        texts: &[String],
+        clip_skip: Option<usize>,
+        truncations: &mut Truncations<'_>,
+    ) -> Result<Tensor> {
+        let Some(encoder) = self.encoder else {
+            return Err(refuse(instead, "is needed, because the text encoder is left out"));
+        };
+        let output = encoder.encode(texts, truncations)?;
+        match clip_skip {
+            None => Ok(output.last_hidden_state),
+            Some(skip) => encoder.model.final_layer_norm(hidden_state(&output, skip)?),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Stable Diffusion XL text to image (diffusers `StableDiffusionXLPipeline`; Podell et al. 2023): two CLIP
+//! encoders, pooled text, and the sizes a training picture had as conditioning.
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+use dw_core::{
+    arguments::{Arguments, ArtifactRef},
+    artifact::Entry,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    arguments::{Pair, Texts, group, group_schema, merged_schema, number, refuse_unknown, tensor},
+    components::Parts,
+    decode::Scaling,
+    guidance::Guidance,
+    prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
+    text_to_image::{DenoisingEnd, Generation, check_generators, one_for_each, refuse},
+    unet::{
+        Added, ConditionedUnet, Surroundings, TextToImage, batch, check_parts, is_guided, picture_size, set_timesteps,
+        stage_finished, timestep_cond,
+    },
+};
+use crate::{
+    Error, Result,
+    models::ClipTextOutput,
+    request::Context,
+    schedulers::Scheduler,
+};
+
+/// Guidance, the second encoder's prompts, pooled embeddings.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct XlPrompts {
+    /// How strongly the prompt is followed. Above 1 each step also predicts without the prompt and takes twice
+    /// as long.
+    #[serde(deserialize_with = "number")]
+    pub guidance_scale: f64,
+    /// The prompt for the second text encoder; `prompt` when not given.
+    pub prompt_2: Option<Texts>,
+    /// The negative prompt for the second text encoder; `negative_prompt` when not given.
+    pub negative_prompt_2: Option<Texts>,
+    /// Pooled embeddings that go with `prompt_embeds`: an array `(prompts, features)`.
+    pub pooled_prompt_embeds: Option<ArtifactRef>,
+    /// Pooled embeddings that go with `negative_prompt_embeds`.
+    pub negative_pooled_prompt_embeds: Option<ArtifactRef>,
+}
+
+impl Default for XlPrompts {
+    fn default() -> Self {
+        Self {
+            guidance_scale: 5.0,
+            prompt_2: None,
+            negative_prompt_2: None,
+            pooled_prompt_embeds: None,
+            negative_pooled_prompt_embeds: None,
+        }
+    }
+}
+
+/// What the model is told about size and crop of the picture (Podell et al. 2023, section 2.2).
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SizeConditioning {
+    /// `[height, width]` the picture is said to have had before training; the picture's own when not given. Smaller
+    /// looks upscaled.
+    pub original_size: Option<Pair>,
+    /// `[top, left]` the picture is said to be cropped at; `[0, 0]` is well centred.
+    pub crops_coords_top_left: Pair,
+    /// `[height, width]` the picture is said to have now; the picture's own when not given.
+    pub target_size: Option<Pair>,
+    /// `original_size` for the negative half; counts only together with `negative_target_size`.
+    pub negative_original_size: Option<Pair>,
+    /// `crops_coords_top_left` for the negative half.
+    pub negative_crops_coords_top_left: Pair,
+    /// `target_size` for the negative half; counts only together with `negative_original_size`.
+    pub negative_target_size: Option<Pair>,
+}
+
+impl Default for SizeConditioning {
+    fn default() -> Self {
+        Self {
+            original_size: None,
+            crops_coords_top_left: Pair(0, 0),
+            target_size: None,
+            negative_original_size: None,
+            negative_crops_coords_top_left: Pair(0, 0),
+            negative_target_size: None,
+        }
+    }
+}
+
+/// The arguments of the class.
+pub(crate) fn schema() -> Value {
+    let groups = [
+        group_schema::<Generation>(),
+        group_schema::<XlPrompts>(),
+        group_schema::<SizeConditioning>(),
+        group_schema::<DenoisingEnd>(),
+    ];
+    merged_schema("StableDiffusionXLPipeline", &groups)
+}
+
+/// One call.
+pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
+    refuse_unknown(parts.class, arguments, &schema())?;
+    let call: Generation = group(arguments)?;
+    let xl: XlPrompts = group(arguments)?;
+    let sizes: SizeConditioning = group(arguments)?;
+    let DenoisingEnd { denoising_end } = group(arguments)?;
+    call.check(xl.guidance_scale)?;
+    check_parts(parts, &call)?;
+    let size = picture_size(parts, &call, 128)?;
+    let prompts = Prompts::new(parts, &call, &xl, arguments)?;
+    let pictures = prompts.count * call.num_images_per_prompt;
+    check_generators(surroundings.generators, pictures)?;
+    let mut scheduler = parts.scheduler.create()?;
+    set_timesteps(&mut *scheduler, &call)?;
+    let steps = steps_until(&*scheduler, denoising_end)?;
+
+    let started = Instant::now();
+    let unet = parts.unet()?;
+    let guided = is_guided(unet.config(), xl.guidance_scale);
+    let (positive, negative) = prompts.encode(guided, surroundings.context)?;
+    stage_finished(surroundings.context, "encode prompt", started);
+
+    let dtype = unet.dtype();
+    let text_embeds = batch(negative.as_ref().map(|negative| &negative.pooled), &positive.pooled, dtype)?;
+    let time_ids = sizes.time_ids(size, guided, pictures, &text_embeds)?;
+    let conditioned = ConditionedUnet {
+        unet,
+        encoder_hidden_states: batch(negative.as_ref().map(|negative| &negative.embeds), &positive.embeds, dtype)?,
+        added: Some(Added { text_embeds, time_ids }),
+        timestep_cond: timestep_cond(parts, xl.guidance_scale, pictures)?,
+        guidance: guided.then_some(Guidance { scale: xl.guidance_scale, rescale: call.guidance_rescale }),
+    };
+    let (scaling, upcast) = (Scaling::Statistics, true);
+    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }
+        .generate(&conditioned, &mut *scheduler, surroundings)
+}
+
+/// How many timesteps are run when denoising stops at a fraction of the training schedule; all when the
+/// fraction is not strictly between 0 and 1.
+fn steps_until(scheduler: &dyn Scheduler, denoising_end: Option<f64>) -> Result<usize> {
+    let timesteps = scheduler.timesteps();
+    let Some(end) = denoising_end else { return Ok(timesteps.len()) };
+    if !(end > 0.0 && end < 1.0) {
+        return Err(refuse("denoising_end", format!("must lie between 0 and 1, found `{end}`; leave it out to denoise fully")));
+    }
+    let length = scheduler.num_train_timesteps() as f64;
+    let cutoff = (length - end * length).round_ties_even();
+    let steps = timesteps.iter().filter(|&&timestep| timestep >= cutoff).count();
+    if steps == 0 {
+        return Err(refuse("denoising_end", format!("`{end}` leaves no denoising step; use a larger value or more steps")));
+    }
+    Ok(steps)
+}
+
+impl SizeConditioning {
+    /// The six numbers for each row, height first: `(rows, 6)` in the type of `text_embeds`.
+    ///
+    /// The reference repeats the pair (negative, positive) for each picture, so with differing negative sizes
+    /// the rows of a batch alternate while the embeddings come in halves; that is kept.
+    fn time_ids(&self, size: (usize, usize), guided: bool, pictures: usize, text_embeds: &Tensor) -> Result<Tensor> {
+        let own = Pair(size.0, size.1);
+        let row = |original: Pair, crop: Pair, target: Pair| {
+            [original.0, original.1, crop.0, crop.1, target.0, target.1].map(|value| value as f32)
+        };
+        let positive =
+            row(self.original_size.unwrap_or(own), self.crops_coords_top_left, self.target_size.unwrap_or(own));
+        let negative = match (self.negative_original_size, self.negative_target_size) {
+            (Some(original), Some(target)) => row(original, self.negative_crops_coords_top_left, target),
+            _ => positive,
+        };
+        let pair: Vec<[f32; 6]> = if guided { vec![negative, positive] } else { vec![positive] };
+        let ids = Tensor::new(pair, text_embeds.device())?.to_dtype(text_embeds.dtype())?;
+        Ok(ids.repeat((pictures, 1))?)
+    }
+}
+
+/// Embeddings of prompts, one row for each picture.
+struct Embeddings {
+    /// `(pictures, tokens, features)`.
+    embeds: Tensor,
+    /// `(pictures, features)`.
+    pooled: Tensor,
+}
+
+impl Embeddings {
+    fn repeated(&self, times: usize) -> Result<Self> {
+        Ok(Self { embeds: repeat_rows(&self.embeds, times)?, pooled: repeat_rows(&self.pooled, times)? })
+    }
+}
+
+/// What is to be encoded, checked.
+struct Prompts<'a> {
+    parts: &'a Parts,
+    call: &'a Generation,
+    count: usize,
+    /// For each encoder, in order.
+    positive: Option<[Vec<String>; 2]>,
+    negative: Option<[Vec<String>; 2]>,
+    given: Option<Embeddings>,
+    negative_given: Option<Embeddings>,
+}
+
+impl<'a> Prompts<'a> {
+    fn new(parts: &'a Parts, call: &'a Generation, xl: &XlPrompts, arguments: &Arguments) -> Result<Self> {
+        let given = |name: &str, embeds: Option<ArtifactRef>, pooled: Option<ArtifactRef>| {
+            given_embeddings(parts, arguments, name, embeds, pooled)
+        };
+        let positive_given = given("prompt_embeds", call.prompt_embeds, xl.pooled_prompt_embeds)?;
+        let negative_given =
+            given("negative_prompt_embeds", call.negative_prompt_embeds, xl.negative_pooled_prompt_embeds)?;
+        let count = match (&call.prompt, &positive_given) {
+            (Some(prompt), _) => prompt.list().len(),
+            (None, Some(given)) => given.embeds.dim(0)?,
+            (None, None) => 0,
+        };
+        let both = |name: &str, first: Option<&Texts>, second: Option<&Texts>| {
+            let Some(first) = one_for_each(name, first, count)? else { return Ok(None) };
+            let second = second.filter(|texts| texts.list().iter().any(|text| !text.is_empty()));
+            let second = one_for_each(&format!("{name}_2"), second, count)?.unwrap_or_else(|| first.clone());
+            Ok::<_, Error>(Some([first, second]))
+        };
+        // Without a negative prompt the reference may use zeros, and then `negative_prompt_2` alone changes nothing.
+        let zeros = call.negative_prompt.is_none() && parts.setting("force_zeros_for_empty_prompt", true);
+        let nothing = Texts::One(String::new());
+        let negative = if zeros { None } else { Some(call.negative_prompt.as_ref().unwrap_or(&nothing)) };
+        Ok(Self {
+            parts,
+            call,
+            count,
+            positive: both("prompt", call.prompt.as_ref(), xl.prompt_2.as_ref())?,
+            negative: both("negative_prompt", negative, xl.negative_prompt_2.as_ref())?,
+            given: positive_given,
+            negative_given,
+        })
+    }
+
+    /// Positive and (when guided) negative embeddings.
+    fn encode(self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
+        let mut truncations = Truncations::new(context);
+        let skip = self.call.clip_skip.unwrap_or(0);
+        let positive = match (self.given, &self.positive) {
+            (Some(given), _) => given,
+            (None, Some(texts)) => embed(self.parts, texts, skip, &mut truncations)?,
+            (None, None) => return Err(refuse("prompt", "is missing")),
+        };
+        let negative = match (self.negative_given, &self.negative) {
+            _ if !guided => None,
+            (Some(given), _) => Some(given),
+            // The reference leaves the negative prompt's layer alone.
+            (None, Some(texts)) => Some(embed(self.parts, texts, 0, &mut truncations)?),
+            (None, None) => Some(Embeddings { embeds: positive.embeds.zeros_like()?, pooled: positive.pooled.zeros_like()? }),
+        };
+        if let Some(negative) = &negative {
+            same_shape("negative_prompt_embeds", &positive.embeds, &negative.embeds)?;
+            same_shape("negative_pooled_prompt_embeds", &positive.pooled, &negative.pooled)?;
+        }
+        let times = self.call.num_images_per_prompt;
+        Ok((positive.repeated(times)?, negative.map(|negative| negative.repeated(times)).transpose()?))
+    }
+}
+
+/// Embeddings from arguments: the token states and their pooled state come together.
+fn given_embeddings(
+    parts: &Parts,
+    arguments: &Arguments,
+    name: &str,
+    embeds: Option<ArtifactRef>,
+    pooled: Option<ArtifactRef>,
+) -> Result<Option<Embeddings>> {
+    let pooled_name = name.replace("prompt_embeds", "pooled_prompt_embeds");
+    let read = |name: &str, handle| tensor(arguments, name, handle, parts.dtype, &parts.device);
+    match (embeds, pooled) {
+        (None, None) => Ok(None),
+        (Some(embeds), Some(pooled)) => {
+            Ok(Some(Embeddings { embeds: read(name, embeds)?, pooled: read(&pooled_name, pooled)? }))
+        }
+        (Some(_), None) => Err(refuse(&pooled_name, format!("is missing; it belongs to `{name}`"))),
+        (None, Some(_)) => Err(refuse(name, format!("is missing; it belongs to `{pooled_name}`"))),
+    }
+}
+
+/// Both encoders' states side by side, and the pooled state of the encoder that projects one. `skip` more
+/// layers than the usual one are left out.
+fn embed(parts: &Parts, texts: &[Vec<String>; 2], skip: usize, truncations: &mut Truncations<'_>) -> Result<Embeddings> {
+    let mut states = Vec::new();
+    let mut pooled = None;
+    for (at, (encoder, tokenizer)) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")].iter().enumerate() {
+        let Some(encoder) = parts.text_encoder(encoder, tokenizer)?.map(TextEncoder::from) else { continue };
+        let output: ClipTextOutput = encoder.encode(&texts[at], truncations)?;
+        states.push(hidden_state(&output, skip + 1)?.to_dtype(parts.dtype)?);
+        pooled = pooled.or(output.text_embeds);
+    }
+    let Some(pooled) = pooled else {
+        return Err(refuse(
+            "pooled_prompt_embeds",
+            "is needed, with `prompt_embeds`, because the text encoder with a projection (`text_encoder_2`) is left out",
+        ));
+    };
+    Ok(Embeddings { embeds: Tensor::cat(&states, 2)?, pooled: pooled.to_dtype(parts.dtype)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn a_batch_alternates_negative_and_positive_sizes_as_the_reference_does() {
+        let sizes = SizeConditioning {
+            original_size: Some(Pair(128, 96)),
+            negative_original_size: Some(Pair(32, 16)),
+            negative_target_size: Some(Pair(64, 48)),
+            ..SizeConditioning::default()
+        };
+        let like = Tensor::zeros((4, 1), DType::F32, &Device::Cpu).expect("a small tensor");
+        let ids = sizes.time_ids((64, 48), true, 2, &like).expect("four rows");
+        let (negative, positive) = ([32.0, 16.0, 0.0, 0.0, 64.0, 48.0], [128.0, 96.0, 0.0, 0.0, 64.0, 48.0]);
+        let rows = ids.to_vec2::<f32>().expect("rows");
+        assert_eq!(rows, [negative, positive, negative, positive]);
+    }
+}

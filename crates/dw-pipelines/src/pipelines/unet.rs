@@ -1,0 +1,203 @@
+//! A UNet with its conditioning: what both Stable Diffusion families do in each denoising step, and the
+//! rest of a text-to-image call around it.
+
+use std::time::Instant;
+
+use candle_core::{DType, Tensor};
+use dw_core::{
+    arguments::Arguments,
+    artifact::{Artifact, Entry},
+    event::Event,
+};
+
+use super::{
+    arguments::tensor,
+    components::Parts,
+    decode::{Scaling, decode, latent_artifact},
+    denoise::{Loop, Observer, initial_latents},
+    guidance::{Guidance, guidance_embedding},
+    text_to_image::{Generation, OutputType, refuse},
+};
+use crate::{
+    Error, Result,
+    models::{AddedConditions, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
+    request::Context,
+    rng::Generators,
+    schedulers::{Scheduler, StepOptions},
+};
+
+/// Where a call draws noise from and reports to.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) generators: &'a mut Generators,
+    pub(crate) context: Context<'a>,
+    pub(crate) observer: Observer<'a>,
+}
+
+/// Says how long a stage took. The step's name is filled in by whoever runs steps.
+pub(crate) fn stage_finished(context: Context<'_>, stage: &str, started: Instant) {
+    let seconds = started.elapsed().as_secs_f64();
+    context.events.emit(Event::StageFinished { step: String::new(), stage: stage.into(), seconds });
+}
+
+/// SDXL's conditions besides the prompt, one row for each row of the UNet's batch.
+pub(crate) struct Added {
+    /// The pooled text, `(rows, features)`.
+    pub(crate) text_embeds: Tensor,
+    /// Sizes and crop, `(rows, 6)`.
+    pub(crate) time_ids: Tensor,
+}
+
+/// A UNet and everything it is told in each step.
+pub(crate) struct ConditionedUnet<'a> {
+    pub(crate) unet: &'a Unet2DConditionModel,
+    /// `(batch, tokens, features)`, or `(2 * batch, …)` with the negative half first.
+    pub(crate) encoder_hidden_states: Tensor,
+    pub(crate) added: Option<Added>,
+    /// The guidance embedding of distilled models, `(batch, width)`.
+    pub(crate) timestep_cond: Option<Tensor>,
+    /// None when one prediction is enough.
+    pub(crate) guidance: Option<Guidance>,
+}
+
+impl ConditionedUnet<'_> {
+    /// The prediction for `latents`, `(batch, channels, height / 8, width / 8)`, of the same shape.
+    pub(crate) fn predict(&self, latents: &Tensor, timestep: f64) -> Result<Tensor> {
+        let sample = match self.guidance {
+            Some(_) => Tensor::cat(&[latents, latents], 0)?,
+            None => latents.clone(),
+        };
+        let added = self.added.as_ref();
+        let prediction = self.unet.forward(&UnetInput {
+            added: added.map(|added| AddedConditions { text_embeds: &added.text_embeds, time_ids: &added.time_ids }),
+            timestep_cond: self.timestep_cond.as_ref(),
+            ..UnetInput::new(&sample, timestep, &self.encoder_hidden_states)
+        })?;
+        match self.guidance {
+            Some(guidance) => guidance.combine(&prediction),
+            None => Ok(prediction),
+        }
+    }
+}
+
+/// Whether both halves are predicted: guidance is asked for and the UNet does not take it as an input.
+pub(crate) fn is_guided(config: &UnetConfig, guidance_scale: f64) -> bool {
+    guidance_scale > 1.0 && config.time_cond_proj_dim.is_none()
+}
+
+/// The guidance embedding for a UNet that takes one.
+pub(crate) fn timestep_cond(parts: &Parts, guidance_scale: f64, batch: usize) -> Result<Option<Tensor>> {
+    let unet = parts.unet()?;
+    let embedding = unet
+        .config()
+        .time_cond_proj_dim
+        .map(|width| guidance_embedding(guidance_scale, batch, width, unet.dtype(), &parts.device));
+    embedding.transpose()
+}
+
+/// How many pixels a latent stands for, per side.
+fn scale_factor(parts: &Parts) -> usize {
+    parts.vae().map_or(8, |vae| vae.config().scale_factor())
+}
+
+/// Height and width in pixels of a call; the UNet's training size when the call names none, and `fallback`
+/// latents when the UNet names none either.
+pub(crate) fn picture_size(parts: &Parts, call: &Generation, fallback: usize) -> Result<(usize, usize)> {
+    let scale = scale_factor(parts);
+    let (height, width) = match &parts.unet()?.config().sample_size {
+        Some(OneOrMany::One(side)) => (*side, *side),
+        Some(OneOrMany::Many(sides)) if sides.len() == 2 => (sides[0], sides[1]),
+        _ => (fallback, fallback),
+    };
+    call.size((height * scale, width * scale), scale.max(8))
+}
+
+/// What the two families' text-to-image calls have in common once prompts are checked.
+pub(crate) struct TextToImage<'a> {
+    pub(crate) parts: &'a Parts,
+    pub(crate) call: &'a Generation,
+    pub(crate) arguments: &'a Arguments,
+    pub(crate) pictures: usize,
+    /// Height and width in pixels.
+    pub(crate) size: (usize, usize),
+    /// How many of the scheduler's timesteps are run.
+    pub(crate) steps: usize,
+    pub(crate) scaling: Scaling,
+    /// Whether an autoencoder in float16 is widened for decoding.
+    pub(crate) upcast: bool,
+}
+
+impl TextToImage<'_> {
+    /// Noise to pictures (or latents): the whole call after the prompts are encoded.
+    pub(crate) fn generate(
+        &self,
+        unet: &ConditionedUnet<'_>,
+        scheduler: &mut dyn Scheduler,
+        surroundings: Surroundings<'_>,
+    ) -> Result<Entry> {
+        let Surroundings { generators, context, observer } = surroundings;
+        let started = Instant::now();
+        let latents = self.noise(unet.unet, scheduler.init_noise_sigma(), generators)?;
+        let options = StepOptions { eta: Some(self.call.eta), ..StepOptions::default() };
+        let denoising = Loop { scheduler, indices: 0..self.steps, options, generators, context, observer };
+        let latents = denoising.run(latents, &mut |latents, timestep| unet.predict(latents, timestep))?;
+        stage_finished(context, "denoise", started);
+        self.finish(&latents, context)
+    }
+
+    fn noise(&self, unet: &Unet2DConditionModel, sigma: f64, generators: &mut Generators) -> Result<Tensor> {
+        let scale = scale_factor(self.parts);
+        let shape = [self.pictures, unet.config().in_channels, self.size.0 / scale, self.size.1 / scale];
+        let (dtype, device) = (unet.dtype(), &self.parts.device);
+        let given = self.call.latents.map(|handle| tensor(self.arguments, "latents", handle, dtype, device));
+        initial_latents(given.transpose()?, &shape, (dtype, device), generators, sigma)
+    }
+
+    fn finish(&self, latents: &Tensor, context: Context<'_>) -> Result<Entry> {
+        if self.call.output_type == OutputType::Latent {
+            return Ok(Entry::from(latent_artifact(latents)?));
+        }
+        let started = Instant::now();
+        let artifacts: Vec<Artifact> = decode(self.parts.vae()?, latents, self.scaling, self.upcast, context)?;
+        stage_finished(context, "decode", started);
+        Ok(Entry { artifacts, properties: Vec::new() })
+    }
+}
+
+/// Refuses what would otherwise only be found out after the prompts are encoded.
+pub(crate) fn check_parts(parts: &Parts, call: &Generation) -> Result<()> {
+    let config = parts.unet()?.config();
+    if config.in_channels != config.out_channels {
+        return Err(Error::Unsupported(format!(
+            "this model's UNet reads {} channels and predicts {}: it is made for inpainting or editing, not for \
+             text to image; use the pipeline class it belongs to",
+            config.in_channels, config.out_channels
+        )));
+    }
+    if call.output_type == OutputType::Pil {
+        parts.vae()?;
+    }
+    Ok(())
+}
+
+/// Lays the schedule out, after checking that the scheduler can take a custom one.
+pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, call: &Generation) -> Result<()> {
+    for (name, given, accepted) in [
+        ("timesteps", call.timesteps.is_some(), scheduler.accepts_timesteps()),
+        ("sigmas", call.sigmas.is_some(), scheduler.accepts_sigmas()),
+    ] {
+        if given && !accepted {
+            let class = scheduler.class();
+            return Err(refuse(name, format!("`{class}` does not take them; use `num_inference_steps`, or another scheduler")));
+        }
+    }
+    scheduler.set_timesteps(&call.timestep_request())
+}
+
+/// Converts embeddings to the denoiser's type, negative half first when there is one.
+pub(crate) fn batch(negative: Option<&Tensor>, positive: &Tensor, dtype: DType) -> Result<Tensor> {
+    let rows = match negative {
+        Some(negative) => Tensor::cat(&[negative, positive], 0)?,
+        None => positive.clone(),
+    };
+    Ok(rows.to_dtype(dtype)?)
+}

@@ -106,10 +106,11 @@ impl Metadata {
         })
     }
 
-    /// The folder that relative paths of the workflow start from, for a picture that lies at `picture`.
+    /// The folder that relative paths of the workflow start from, for a picture that lies at `picture`;
+    /// absolute, without `..`, when it exists.
     pub fn base_dir_of(&self, picture: &Path) -> Option<PathBuf> {
-        let base = self.base_dir.as_ref()?;
-        Some(picture.parent().unwrap_or(Path::new("")).join(base))
+        let folder = picture.parent().unwrap_or(Path::new("")).join(self.base_dir.as_ref()?);
+        Some(fs_err::canonicalize(&folder).unwrap_or(folder))
     }
 
     /// The JSON text as it is embedded, on one line.
@@ -289,6 +290,6 @@ mod tests {
         assert_eq!(relative_base_dir(&out, &root.path().join("missing")), None);
         let metadata = Metadata { base_dir: Some("../../examples".into()), ..Metadata::new("s") };
         let found = metadata.base_dir_of(&out.join("a.png")).expect("it is named");
-        assert_eq!(found.canonicalize().expect("it exists"), base.canonicalize().expect("it exists"));
+        assert_eq!(found, base.canonicalize().expect("it exists"));
     }
 }

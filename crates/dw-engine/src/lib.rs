@@ -11,8 +11,13 @@ use serde_json::{Map, Value};
 pub enum Source {
     /// A file; relative paths inside it start from its folder.
     File(PathBuf),
-    /// Text (standard input); relative paths start from the current folder.
-    Text(String),
+    /// Text that is in no file (standard input, the metadata of a picture).
+    Text {
+        /// The document.
+        text: String,
+        /// Where relative paths inside it start from.
+        base_dir: PathBuf,
+    },
 }
 
 /// Settings of an engine that do not change from run to run.
@@ -52,6 +57,63 @@ pub struct Summary {
     pub seed: Option<Seed>,
     /// Seconds from start to end.
     pub seconds: f64,
+}
+
+/// What a run would do, as far as it is known before anything is loaded.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Preview {
+    /// The workflow's `id`.
+    pub workflow: String,
+    /// The run's default seed; none when one would be drawn at random.
+    pub seed: Option<Seed>,
+    /// The steps, in order.
+    pub steps: Vec<StepPreview>,
+}
+
+/// What one step would do.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct StepPreview {
+    /// The step's name.
+    pub step: String,
+    /// What runs: ``pipeline `StableDiffusionXLPipeline` ``, ``task `gather_images` ``.
+    pub action: String,
+    /// The models it loads: the pipeline's own, then components and LoRA files from elsewhere.
+    pub models: Vec<ModelPreview>,
+    /// How often it runs; none when that depends on earlier results.
+    pub iterations: Option<usize>,
+    /// Names of the files it would write, as far as they are known.
+    pub files: Vec<PathBuf>,
+}
+
+/// A model that a step would load.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ModelPreview {
+    /// The model as the workflow names it.
+    pub name: String,
+    /// Bytes of weights to read, when the files are on this machine.
+    pub bytes: Option<u64>,
+}
+
+/// What this machine offers to models, and where they are kept.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Surroundings {
+    /// Devices this build can use, the one it takes by itself first.
+    pub devices: Vec<DeviceStatus>,
+    /// The folder that models from the hub are kept in.
+    pub model_cache: PathBuf,
+    /// Whether there is an access token for the hub.
+    pub has_token: bool,
+    /// Whether the environment switches the network off.
+    pub offline: bool,
+}
+
+/// A device.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DeviceStatus {
+    /// The name that [`EngineConfig::device`] takes.
+    pub name: String,
+    /// Its memory in bytes, free and in all, where the driver says.
+    pub memory: Option<(u64, u64)>,
 }
 
 /// Why a run did not finish.
@@ -98,6 +160,17 @@ impl Engine {
     pub fn check(&self, request: &RunRequest) -> Vec<Finding> {
         let _ = (&self.config, request);
         Vec::new()
+    }
+
+    /// What [`Engine::run`] would do, without loading, running or writing anything.
+    pub fn preview(&self, request: &RunRequest) -> Result<Preview, EngineError> {
+        let _ = request;
+        Ok(Preview::default())
+    }
+
+    /// The devices and model folders that this build sees here.
+    pub fn surroundings() -> Surroundings {
+        Surroundings { devices: Vec::new(), model_cache: PathBuf::new(), has_token: false, offline: false }
     }
 
     /// Runs a workflow.

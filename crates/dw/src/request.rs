@@ -49,7 +49,7 @@ fn read_stdin() -> Result<String, CliError> {
 
 /// Reads `name=value` words. The last one wins where a name comes twice.
 pub(crate) fn variables(words: &[OsString]) -> Result<Map<String, Value>, CliError> {
-    words.iter().map(|word| variable(word)).collect()
+    words.iter().map(variable).collect()
 }
 
 fn variable(word: &OsString) -> Result<(String, Value), CliError> {

@@ -62,15 +62,12 @@ impl SettingsFile {
 
     /// The log file: as the settings say, else in the platform's folder for such files.
     pub(crate) fn log_file(&self) -> Option<PathBuf> {
-        let named = self.settings.log_filename.as_ref();
         let folder = self.path.as_deref().and_then(Path::parent);
-        match (named, folder) {
-            (Some(name), Some(folder)) => Some(folder.join(name)),
-            _ => {
-                let folders = etcetera::choose_base_strategy().ok()?;
-                Some(folders.state_dir().unwrap_or_else(|| folders.data_dir()).join("dw/dw.log"))
-            }
+        if let (Some(name), Some(folder)) = (&self.settings.log_filename, folder) {
+            return Some(folder.join(name));
         }
+        let folders = etcetera::choose_base_strategy().ok()?;
+        Some(folders.state_dir().unwrap_or_else(|| folders.data_dir()).join("dw/dw.log"))
     }
 }
 

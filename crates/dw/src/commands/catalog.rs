@@ -1,6 +1,8 @@
 //! `dw pipelines`, `dw schedulers`, `dw tasks`: what this build can run, from the same schemas that
 //! workflows are checked against.
 
+use std::collections::BTreeSet;
+
 use dw_core::catalog::CatalogEntry;
 use serde_json::Value;
 
@@ -131,28 +133,28 @@ fn kind(schema: &Value, root: &Value, depth: usize) -> String {
         // Pictures may be written in so many ways that the word says more.
         return if is_media(schema) { "media".into() } else { kind(definition, root, depth + 1) };
     }
-    let mut words = Vec::new();
-    let mut add = |word: String| {
-        if word != "null" && !words.contains(&word) {
-            words.push(word);
-        }
-    };
-    if let Some(value) = schema.get("const") {
-        add(value.to_string());
+    let inner = |schema: &Value| kind(schema, root, depth + 1);
+    let mut words = if let Some(value) = schema.get("const") {
+        vec![value.to_string()]
     } else if let Some(values) = schema["enum"].as_array() {
-        values.iter().for_each(|value| add(value.to_string()));
+        values.iter().map(Value::to_string).collect()
     } else if let Some(choices) = ["anyOf", "oneOf"].iter().find_map(|key| schema[key].as_array()) {
-        choices.iter().for_each(|choice| add(kind(choice, root, depth + 1)));
+        choices.iter().map(inner).collect()
     } else {
-        match &schema["type"] {
-            Value::String(word) => add(named(word, schema, root, depth)),
-            Value::Array(types) => {
-                types.iter().filter_map(Value::as_str).for_each(|word| add(named(word, schema, root, depth)));
-            }
-            _ => add("any".into()),
-        }
-    }
+        type_names(schema).into_iter().map(|name| named(name, schema, inner)).collect()
+    };
+    let mut seen = BTreeSet::new();
+    words.retain(|word| word != "null" && seen.insert(word.clone()));
     if words.is_empty() { "null".into() } else { words.join(" or ") }
+}
+
+/// The names in `type`; `any` where there are none.
+fn type_names(schema: &Value) -> Vec<&str> {
+    match &schema["type"] {
+        Value::String(name) => vec![name],
+        Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
+        _ => vec!["any"],
+    }
 }
 
 fn is_media(schema: &Value) -> bool {
@@ -160,11 +162,11 @@ fn is_media(schema: &Value) -> bool {
     reference.is_some_and(|reference| reference.ends_with("/Media"))
 }
 
-fn named(word: &str, schema: &Value, root: &Value, depth: usize) -> String {
-    match (word, schema.get("items")) {
-        ("array", Some(items)) => format!("list of {}", kind(items, root, depth + 1)),
+fn named(name: &str, schema: &Value, kind: impl Fn(&Value) -> String) -> String {
+    match (name, schema.get("items")) {
+        ("array", Some(items)) => format!("list of {}", kind(items)),
         ("array", None) => "list".into(),
-        _ => word.to_owned(),
+        _ => name.to_owned(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `dw run`: a workflow from its file to its pictures.
 
-use std::{path::Path, sync::Arc};
+use std::{fmt::Write, path::Path, sync::Arc};
 
 use dw_core::{
     cancel::CancellationToken,
@@ -135,9 +135,9 @@ fn dry_run(engine: &Engine, request: &RunRequest, name: &str, json: bool) -> Res
         Err(source) => return Err(CliError::Run { file: name.into(), source }),
     };
     if json {
-        print_json(&preview)?
+        print_json(&preview)?;
     } else {
-        print(&describe(&preview, &request.output_dir))?
+        print(&describe(&preview, &request.output_dir))?;
     }
     Ok(Exit::Done)
 }
@@ -151,7 +151,7 @@ fn describe(preview: &Preview, output_dir: &Path) -> String {
             Some(number) => format!(", {number} times"),
             None => ", once for each earlier result".into(),
         };
-        text += &format!("\n[{}/{}] {}: {}{times}\n", index + 1, preview.steps.len(), step.step, step.action);
+        let _ = writeln!(text, "\n[{}/{}] {}: {}{times}", index + 1, preview.steps.len(), step.step, step.action);
         let mut table = Table::plain(2);
         for model in &step.models {
             let size = model.bytes.map_or_else(|| "size not known yet".into(), bytes);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt::Write,
     path::{Path, PathBuf},
 };
 
@@ -113,20 +114,21 @@ fn human(checked: &[Checked]) -> String {
             text += "\n";
         }
         if checked.len() > 1 {
-            text += &format!("{}: {}\n", file.name, verdict(file));
+            let _ = writeln!(text, "{}: {}", file.name, verdict(file));
         }
     }
+    text + &conclusion(checked)
+}
+
+/// The last line: whether the workflow, or all of them, can run.
+fn conclusion(checked: &[Checked]) -> String {
+    let bad = checked.iter().filter(|file| file.errors() > 0).count();
     match checked {
-        [file] if file.errors() == 0 => text += "Workflow validated successfully\n",
-        [file] => text += &format!("Error validating workflow '{}': {}\n", file.name, findings::tally(&file.findings)),
-        _ => {
-            let bad = checked.iter().filter(|file| file.errors() > 0).count();
-            if bad > 0 {
-                text += &format!("{bad} of {} cannot run\n", count(checked.len(), "workflow"));
-            }
-        }
+        [_] if bad == 0 => "Workflow validated successfully\n".into(),
+        [file] => format!("Error validating workflow '{}': {}\n", file.name, findings::tally(&file.findings)),
+        _ if bad == 0 => String::new(),
+        _ => format!("{bad} of {} cannot run\n", count(checked.len(), "workflow")),
     }
-    text
 }
 
 fn verdict(file: &Checked) -> String {

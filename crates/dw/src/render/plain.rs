@@ -1,5 +1,7 @@
 //! A run as lines of text, for logs and pipes: one line for what begins, and ten for a denoise loop.
 
+use std::fmt::Write;
+
 use dw_core::event::Event;
 
 use super::{
@@ -73,11 +75,8 @@ fn denoise_line(done: usize, of: usize, record: &Record) -> String {
     let mut line = format!("  denoise {done}/{of}");
     let pace = record.pace.filter(|_| done > 1 || of == 1);
     if let Some((per_second, left)) = pace.and_then(|pace| Some((pace.per_second()?, pace.seconds_left()?))) {
-        line += &format!(" ({}", rate(per_second));
-        if done < of {
-            line += &format!(", {} left", duration(left));
-        }
-        line += ")";
+        let left = if done < of { format!(", {} left", duration(left)) } else { String::new() };
+        let _ = write!(line, " ({}{left})", rate(per_second));
     }
     line
 }

@@ -1,6 +1,6 @@
 //! The last lines of a run: what was written, the seed and how to use it again, and where the time went.
 
-use std::{fmt::Write, path::Path};
+use std::path::Path;
 
 use console::style;
 
@@ -39,42 +39,33 @@ fn path_text(path: &Path) -> String {
 
 /// The run's seed, and those of steps that had another one.
 fn seeds(record: &Record) -> String {
-    let mut lines = String::new();
-    let uses_run_seed = |step: &&super::record::StepRecord| step.seed.is_some() && step.seed == record.seed;
-    if let Some(run_seed) = &record.seed
-        && record.steps.iter().any(|step| uses_run_seed(&step))
-    {
+    let run_seed = record.seed.as_ref().filter(|seed| record.steps.iter().any(|step| step.seed.as_ref() == Some(seed)));
+    let of_run = run_seed.map(|run_seed| {
         let number = seed(run_seed);
-        let origin = if record.random_seed {
-            format!(" (drawn at random; repeat with `--seed {number}`)")
-        } else {
-            String::new()
-        };
-        lines += &line("seed", &format!("{number}{origin}"));
-    }
-    for step in record.steps.iter().filter(|step| step.seed.is_some() && step.seed != record.seed) {
-        let number = step.seed.as_ref().map(seed).unwrap_or_default();
-        lines += &line("seed", &format!("{number} (step {})", printable(&step.name)));
-    }
-    lines
+        let hint = format!(" (drawn at random; repeat with `--seed {number}`)");
+        line("seed", &if record.random_seed { number + &hint } else { number })
+    });
+    let of_steps = record.steps.iter().filter(|step| step.seed != record.seed).filter_map(|step| {
+        let number = seed(step.seed.as_ref()?);
+        Some(line("seed", &format!("{number} (step {})", printable(&step.name))))
+    });
+    of_run.into_iter().chain(of_steps).collect()
 }
 
 /// Seconds per stage, a line for each step; a workflow of one step needs no names.
 fn stages(record: &Record) -> String {
-    let mut lines = String::new();
-    for step in record.steps.iter().filter(|step| !step.stages.is_empty()) {
+    let timed = record.steps.iter().filter(|step| !step.stages.is_empty());
+    let lines = timed.map(|step| {
         let times = step.stages.iter().map(|(stage, seconds)| format!("{stage} {}", duration(*seconds)));
         let times = times.collect::<Vec<_>>().join(" · ");
         let name = if record.steps.len() > 1 { format!("{}: ", printable(&step.name)) } else { String::new() };
-        lines += &line("time", &format!("{name}{times}"));
-    }
-    lines
+        line("time", &format!("{name}{times}"))
+    });
+    lines.collect()
 }
 
 fn line(label: &str, value: &str) -> String {
-    let mut text = String::new();
-    let _ = write!(text, "\n  {} {value}", style(format!("{label:<5}")).for_stderr().dim());
-    text
+    format!("\n  {} {value}", style(format!("{label:<5}")).for_stderr().dim())
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ impl View for TerminalView {
                 self.busy("");
             }
             Event::Download { file, bytes: done, total } => {
-                self.transfer(&format!("downloading {file}"), *done, *total)
+                self.transfer(&format!("downloading {file}"), *done, *total);
             }
             Event::Loading { component, bytes: done, total } => {
                 self.transfer(&format!("loading {component}"), *done, *total);

@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn slow_rates_are_turned_over() {
-        assert_eq!(rate(3.14), "3.1 it/s");
+        assert_eq!(rate(3.06), "3.1 it/s");
         assert_eq!(rate(0.4), "2.5 s/it");
     }
 }

@@ -165,10 +165,11 @@ Examples:
   dw run landscape.json --json | jq -r 'select(.event == \"file_written\").path'
   generate-workflow | dw run - prompt=\"a boat\"
 
-Progress and the summary go to standard error. Standard output carries the path of each file as it is
-written, one per line, when it is not a terminal; with --json it carries the events instead.
+Progress and the summary go to standard error. Standard output carries the path of each file as it is \
+written, one per line, when it is not a terminal; with --json it carries the events instead, and last \
+of all `run_finished` or `run_failed`.
 
-Ctrl-C stops after the current denoising step and keeps the files that are finished; a second Ctrl-C
+Ctrl-C stops after the current denoising step and keeps the files that are finished; a second Ctrl-C \
 stops at once.";
 
 /// `dw validate`.
@@ -190,7 +191,7 @@ Examples:
   dw validate examples/*.json --format github
   dw validate landscape.json --format json | jq '.[].message'
 
-Exit codes: 0 when there are no errors (warnings are allowed), 1 when a workflow has errors, 2 when a
+Exit codes: 0 when there are no errors (warnings are allowed), 1 when a workflow has errors, 2 when a \
 file cannot be read or a pattern matches nothing.";
 
 /// How findings are printed.
@@ -237,7 +238,7 @@ pub(crate) struct InspectArgs {
 pub(crate) struct RerunArgs {
     /// A PNG, JPEG or WebP picture that dw wrote
     pub(crate) image: PathBuf,
-    /// Arguments of the step to change (`prompt="a boat"`, `num_inference_steps=30`)
+    /// Other values for the workflow's variables, or for arguments of the step that made the picture
     #[arg(value_name = "NAME=VALUE")]
     pub(crate) variables: Vec<OsString>,
     #[command(flatten)]

@@ -27,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) log_file: Result<Option<PathBuf>, String>,
     /// Whether only errors are to be said.
     pub(crate) quiet: bool,
+    /// Whether log lines go to standard error, where they would break a progress bar.
+    pub(crate) logs_to_console: bool,
 }
 
 impl Session {
@@ -36,8 +38,9 @@ impl Session {
         set_colors(common.color);
         let settings = SettingsFile::load();
         warnings.extend(settings.warnings.iter().cloned());
-        let log_file = start_log(common, &settings)?;
-        let session = Self { settings, log_file, quiet: common.quiet };
+        let console = console_level(common, &settings);
+        let log_file = start_log(common, &settings, console)?;
+        let session = Self { settings, log_file, quiet: common.quiet, logs_to_console: console.is_some() };
         for warning in warnings {
             session.warn(&warning);
         }
@@ -57,7 +60,7 @@ impl Session {
         let device = self.device(compute.device.as_ref())?;
         let config = EngineConfig {
             device: device.and_then(|choice| choice.name()),
-            offline: compute.offline || offline_by_environment(),
+            offline: compute.offline,
             cuda_noise: self.settings.settings.cuda_noise,
         };
         tracing::info!(?config, "starting the engine");
@@ -77,12 +80,6 @@ impl Session {
             _ => Ok(self.settings.settings.device.clone()),
         }
     }
-}
-
-/// Whether the environment forbids the network, by the variable that HuggingFace's own tools read.
-pub(crate) fn offline_by_environment() -> bool {
-    env::var("HF_HUB_OFFLINE")
-        .is_ok_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"))
 }
 
 /// Takes variables from `.env` in the current folder; those that are set already stay as they are.
@@ -112,18 +109,30 @@ fn set_colors(choice: ColorChoice) {
     console::set_colors_enabled_stderr(err);
 }
 
-/// Starts the log. A file that was asked for must be writable; the usual one need not be.
-fn start_log(common: &Common, settings: &SettingsFile) -> Result<Result<Option<PathBuf>, String>, CliError> {
-    let level = common.log_level.or(settings.settings.log_level).unwrap_or(Level::Info);
-    let console = match common.verbose {
-        0 if settings.settings.log_to_console && !common.quiet => Some(level.filter()),
+fn log_level(common: &Common, settings: &SettingsFile) -> Level {
+    common.log_level.or(settings.settings.log_level).unwrap_or(Level::Info)
+}
+
+/// How much of the log goes to standard error, by `-v` or the settings.
+fn console_level(common: &Common, settings: &SettingsFile) -> Option<LevelFilter> {
+    match common.verbose {
+        0 if settings.settings.log_to_console && !common.quiet => Some(log_level(common, settings).filter()),
         0 => None,
         1 => Some(LevelFilter::INFO),
         2 => Some(LevelFilter::DEBUG),
         _ => Some(LevelFilter::TRACE),
-    };
+    }
+}
+
+/// Starts the log. A file that was asked for must be writable; the usual one need not be.
+fn start_log(
+    common: &Common,
+    settings: &SettingsFile,
+    console: Option<LevelFilter>,
+) -> Result<Result<Option<PathBuf>, String>, CliError> {
     let file = common.log_file.clone().or_else(|| settings.log_file());
-    match logging::start(&LogConfig { file: file.clone(), level, console }) {
+    let config = LogConfig { file: file.clone(), level: log_level(common, settings), console };
+    match logging::start(&config) {
         Err(reason) if common.log_file.is_some() => Err(CliError::Usage(reason)),
         started => Ok(started.map(|()| file)),
     }

@@ -103,7 +103,7 @@ fn measure(
     let (mut workflow, mut runs) = (String::new(), Vec::new());
     for number in 0..=args.runs {
         let summary = engine.run(request, &*reporter, &cancel).map_err(|error| match error {
-            EngineError::Invalid(found) => run::invalid(&name, found, request, args.json),
+            EngineError::Invalid(found) => run::invalid(&name, found, request, false),
             EngineError::Cancelled => CliError::Cancelled,
             source => CliError::Run { file: name.clone(), source },
         })?;

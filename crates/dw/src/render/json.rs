@@ -1,8 +1,8 @@
 //! A run as JSON: one event per line on standard output and nothing else. Beside the engine's events
-//! there are two lines of our own, one of which is always the last.
+//! there are lines of our own, one of which is always the last.
 
 use dw_core::{event::Event, finding::Finding};
-use dw_engine::Summary;
+use dw_engine::{Preview, Summary};
 use serde::Serialize;
 
 use super::{View, record::Record, text};
@@ -11,6 +11,8 @@ use super::{View, record::Record, text};
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Line<'a> {
+    /// What a run would do, for `--dry-run`.
+    Preview(&'a Preview),
     /// The run is through.
     RunFinished(&'a Summary),
     /// The run ended early.

@@ -52,7 +52,7 @@ impl Reporter {
             Box::new(json::JsonView)
         } else if session.quiet {
             Box::new(Quiet)
-        } else if std::io::stderr().is_terminal() {
+        } else if std::io::stderr().is_terminal() && !session.logs_to_console {
             Box::new(terminal::TerminalView::new())
         } else {
             Box::new(plain::PlainView::default())
@@ -86,6 +86,7 @@ impl Reporter {
 
 impl EventSink for Reporter {
     fn emit(&self, event: Event) {
+        log(&event);
         let state = &mut *self.state();
         state.record.add(&event);
         state.view.show(&event, &state.record);
@@ -95,6 +96,17 @@ impl EventSink for Reporter {
             // A reader that went away must not stop the pictures.
             let _ = text::print(&format!("{}\n", path.display()));
         }
+    }
+}
+
+/// Puts into the log what may be looked for later.
+fn log(event: &Event) {
+    match event {
+        Event::RunStarted { workflow, seed, .. } => tracing::info!("running {workflow}, seed {}", text::seed(seed)),
+        Event::StepFinished { step, seconds, .. } => tracing::info!("step {step} took {seconds:.3} s"),
+        Event::FileWritten { path } => tracing::info!("wrote {}", path.display()),
+        Event::Warning { message } => tracing::warn!("{message}"),
+        other => tracing::trace!("{other:?}"),
     }
 }
 

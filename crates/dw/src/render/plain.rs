@@ -7,7 +7,7 @@ use dw_core::event::Event;
 use super::{
     View,
     record::Record,
-    text::{self, bytes, duration, rate},
+    text::{self, bytes, duration, printable, rate},
 };
 
 /// Writes lines to standard error.
@@ -34,7 +34,9 @@ impl View for PlainView {
 impl PlainView {
     fn line(&mut self, event: &Event, record: &Record) -> Option<String> {
         match event {
-            Event::StepStarted { step, index } => Some(format!("[{}/{}] {step}", index + 1, record.steps_in_all)),
+            Event::StepStarted { .. } => {
+                record.current().map(|step| format!("{}{}", step.place, printable(&step.name)))
+            }
             Event::IterationStarted { iteration, iterations, .. } if *iterations > 1 => {
                 Some(format!("  iteration {} of {iterations}", iteration + 1))
             }
@@ -44,9 +46,9 @@ impl PlainView {
             Event::Loading { component, .. } => self.once(component).then(|| format!("  loading {component}")),
             Event::DenoiseStep { done, of } => tenth(*done, *of).then(|| denoise_line(*done, *of, record)),
             Event::Warning { message } => Some(text::warning(message)),
-            Event::StepFinished { seconds, .. } => {
+            Event::StepFinished { step, seconds, .. } => {
                 self.subject = None;
-                Some(format!("  done in {}", duration(*seconds)))
+                Some(format!("  {} done in {}", printable(step), duration(*seconds)))
             }
             Event::RunStarted { .. }
             | Event::IterationStarted { .. }

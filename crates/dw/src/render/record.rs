@@ -10,8 +10,10 @@ use dw_core::{event::Event, seed::Seed};
 pub(crate) struct Record {
     /// How many steps the workflow has.
     pub(crate) steps_in_all: usize,
-    /// The steps that began, in order.
+    /// The steps that began, in order; those of a sub-workflow follow the step that runs it.
     pub(crate) steps: Vec<StepRecord>,
+    /// Places in `steps` of those that have not finished: a step, a step of its sub-workflow, and so on.
+    running: Vec<usize>,
     /// Files written, in order.
     pub(crate) files: Vec<PathBuf>,
     /// The run's seed.
@@ -23,12 +25,12 @@ pub(crate) struct Record {
 }
 
 /// One step.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct StepRecord {
     /// Its name.
     pub(crate) name: String,
-    /// Its place, from 0.
-    pub(crate) index: usize,
+    /// `[2/3] `, its place among the steps of the main workflow; empty for a step of a sub-workflow.
+    pub(crate) place: String,
     /// Which iteration runs, from 1, and how many there are.
     pub(crate) iteration: (usize, usize),
     /// Seconds of each stage over all iterations, in the order in which they first finished.
@@ -73,17 +75,22 @@ impl Record {
                 self.seed = Some(seed.clone());
                 self.random_seed = *random_seed;
             }
-            Event::StepStarted { step, index } => self.steps.push(StepRecord::new(step, *index)),
+            Event::StepStarted { step, index } => self.start_step(step, *index),
             Event::IterationStarted { iteration, iterations, .. } => {
-                self.last(|step| step.iteration = (iteration + 1, *iterations));
+                self.change(|step| step.iteration = (iteration + 1, *iterations));
             }
-            Event::StageFinished { stage, seconds, .. } => self.last(|step| step.add_stage(stage, *seconds)),
-            Event::DenoiseStep { .. } => self.last(|step| step.denoise_steps += 1),
+            Event::StageFinished { stage, seconds, .. } => {
+                self.change(|step| add_to(&mut step.stages, stage, *seconds));
+            }
+            Event::DenoiseStep { .. } => self.change(|step| step.denoise_steps += 1),
             Event::FileWritten { path } => {
                 self.files.push(path.clone());
-                self.last(|step| step.files += 1);
+                self.change(|step| step.files += 1);
             }
-            Event::StepFinished { seed, .. } => self.last(|step| step.seed.clone_from(seed)),
+            Event::StepFinished { seed, .. } => {
+                self.change(|step| step.seed.clone_from(seed));
+                self.running.pop();
+            }
             Event::Download { .. } | Event::Loading { .. } | Event::Reused { .. } | Event::Warning { .. } => {}
         }
     }
@@ -102,10 +109,22 @@ impl Record {
         });
     }
 
-    fn last(&mut self, change: impl FnOnce(&mut StepRecord)) {
-        if let Some(step) = self.steps.last_mut() {
-            change(step);
+    fn start_step(&mut self, name: &str, index: usize) {
+        let nested = !self.running.is_empty();
+        let place = if nested { String::new() } else { format!("[{}/{}] ", index + 1, self.steps_in_all) };
+        self.running.push(self.steps.len());
+        self.steps.push(StepRecord { name: name.to_owned(), place, iteration: (1, 1), ..StepRecord::default() });
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut StepRecord)) {
+        if let Some(index) = self.running.last() {
+            change(&mut self.steps[*index]);
         }
+    }
+
+    /// The step that runs now, the innermost one.
+    pub(crate) fn current(&self) -> Option<&StepRecord> {
+        self.running.last().map(|index| &self.steps[*index])
     }
 
     /// Seconds of each stage over all steps, in the order in which they first finished.
@@ -115,24 +134,6 @@ impl Record {
             add_to(&mut sums, stage, *seconds);
         }
         sums
-    }
-}
-
-impl StepRecord {
-    fn new(name: &str, index: usize) -> Self {
-        Self {
-            name: name.to_owned(),
-            index,
-            iteration: (1, 1),
-            stages: Vec::new(),
-            denoise_steps: 0,
-            seed: None,
-            files: 0,
-        }
-    }
-
-    fn add_stage(&mut self, stage: &str, seconds: f64) {
-        add_to(&mut self.stages, stage, seconds);
     }
 }
 
@@ -156,12 +157,29 @@ mod tests {
         let mut record = Record::default();
         for name in ["a", "b"] {
             record.add(&Event::StepStarted { step: name.into(), index: 0 });
-            for event in [stage("load", 1.0), stage("denoise", 2.0), stage("denoise", 3.0)] {
+            for event in [stage("load", 1.0), stage("denoise", 2.0), stage("denoise", 3.0), finished(name)] {
                 record.add(&event);
             }
         }
         assert_eq!(record.steps[1].stages, [("load".to_owned(), 1.0), ("denoise".to_owned(), 5.0)]);
         assert_eq!(record.stages(), [("load".to_owned(), 2.0), ("denoise".to_owned(), 10.0)]);
+    }
+
+    fn finished(step: &str) -> Event {
+        Event::StepFinished { step: step.into(), seconds: 1.0, seed: None }
+    }
+
+    #[test]
+    fn a_step_of_a_sub_workflow_is_recorded_apart_from_the_step_that_runs_it() {
+        let mut record = Record { steps_in_all: 1, ..Record::default() };
+        record.add(&Event::StepStarted { step: "outer".into(), index: 0 });
+        record.add(&Event::StepStarted { step: "outer/inner".into(), index: 3 });
+        record.add(&stage("task", 1.0));
+        record.add(&finished("outer/inner"));
+        record.add(&stage("save", 2.0));
+        let steps: Vec<_> = record.steps.iter().map(|step| (step.place.as_str(), step.stages[0].0.as_str())).collect();
+        assert_eq!(steps, [("[1/1] ", "save"), ("", "task")]);
+        assert_eq!(record.current().map(|step| step.name.as_str()), Some("outer"));
     }
 
     #[test]

@@ -15,8 +15,10 @@ use super::{
 
 /// A line without a known end.
 const BUSY: &str = "{prefix:.bold} {spinner} {msg}";
-/// A line with one.
-const BAR: &str = "{prefix:.bold} {msg} [{bar:30.cyan/dim}] ";
+/// A line for something that is read or fetched.
+const BYTES: &str = "{prefix:.bold} {msg} [{bar:30.cyan/dim}] {decimal_bytes}/{decimal_total_bytes}";
+/// A line for the denoise loop.
+const DENOISE: &str = "{prefix:.bold} denoise [{bar:30.cyan/dim}] {pos}/{len} {msg}";
 
 /// Draws on standard error.
 pub(super) struct TerminalView {
@@ -47,8 +49,8 @@ impl TerminalView {
         self.showing = to;
         self.bar.set_style(match to {
             Showing::Busy => template(BUSY),
-            Showing::Bytes => template(&format!("{BAR}{{decimal_bytes}}/{{decimal_total_bytes}}")),
-            Showing::Denoise => template(&format!("{BAR}{{pos}}/{{len}}")),
+            Showing::Bytes => template(BYTES),
+            Showing::Denoise => template(DENOISE),
         });
     }
 
@@ -70,31 +72,29 @@ impl TerminalView {
         self.bar.set_position(done as u64);
         let pace = record.pace.and_then(|pace| Some((pace.per_second()?, pace.seconds_left()?)));
         self.bar.set_message(match pace {
-            Some((per_second, left)) => format!("denoise {}, ETA {}", rate(per_second), duration(left)),
-            None => "denoise".into(),
+            Some((per_second, left)) => format!("{}, ETA {}", rate(per_second), duration(left)),
+            None => String::new(),
         });
     }
 
     fn name_step(&self, record: &Record) {
-        if let Some(step) = record.steps.last() {
+        if let Some(step) = record.current() {
             let iteration = match step.iteration {
                 (_, 0 | 1) => String::new(),
                 (number, of) => format!(" ({number} of {of})"),
             };
-            let place = format!("[{}/{}]", step.index + 1, record.steps_in_all);
-            self.bar.set_prefix(format!("{place} {}{iteration}", printable(&step.name)));
+            self.bar.set_prefix(format!("{}{}{iteration}", step.place, printable(&step.name)));
         }
     }
 
-    fn step_done(&mut self, seconds: f64, record: &Record) {
-        let Some(step) = record.steps.last() else { return };
-        let files = if step.files > 0 { format!(", {}", count(step.files, "file")) } else { String::new() };
+    fn step_done(&mut self, name: &str, seconds: f64, record: &Record) {
+        let step = record.steps.iter().rev().find(|step| step.name == name);
+        let (place, files) = step.map_or(("", 0), |step| (step.place.as_str(), step.files));
+        let files = if files > 0 { format!(", {}", count(files, "file")) } else { String::new() };
         self.bar.println(format!(
-            "{} [{}/{}] {} {}",
+            "{} {place}{} {}",
             style("✓").for_stderr().green(),
-            step.index + 1,
-            record.steps_in_all,
-            style(printable(&step.name)).for_stderr().bold(),
+            style(printable(name)).for_stderr().bold(),
             style(format!("{}{files}", duration(seconds))).for_stderr().dim(),
         ));
     }
@@ -116,7 +116,7 @@ impl View for TerminalView {
             Event::DenoiseStep { done, of } => self.denoise(*done, *of, record),
             Event::StageFinished { stage, .. } => self.busy(after(stage)),
             Event::Warning { message } => self.bar.println(text::warning(message)),
-            Event::StepFinished { seconds, .. } => self.step_done(*seconds, record),
+            Event::StepFinished { step, seconds, .. } => self.step_done(step, *seconds, record),
             Event::RunStarted { .. } | Event::Reused { .. } | Event::FileWritten { .. } => {}
         }
     }

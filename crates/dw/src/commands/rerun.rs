@@ -88,7 +88,9 @@ fn change(step: &mut Value, changes: &Map<String, Value>) -> Result<(), String> 
 fn converted(text: &str, old: Option<&Value>) -> Result<Value, String> {
     let json = || serde_json::from_str::<Value>(text).ok();
     match old {
-        None | Some(Value::Null) => {
+        Some(Value::String(old)) if !old.starts_with("variable:") => Ok(text.into()),
+        // Its type is not known.
+        None | Some(Value::Null | Value::String(_)) => {
             Ok(json().filter(|value| value.is_number() || value.is_boolean()).unwrap_or_else(|| text.into()))
         }
         Some(old) => json()

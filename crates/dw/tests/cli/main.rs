@@ -2,6 +2,7 @@
 
 mod catalog;
 mod metadata;
+mod run;
 mod settings;
 mod usage;
 mod validate;

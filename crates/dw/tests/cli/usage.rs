@@ -97,3 +97,14 @@ fn an_argument_that_is_not_utf_8_is_refused_in_words() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is not UTF-8 text"), "{output:?}");
 }
+
+#[test]
+fn a_benchmark_has_cold_and_warm_times_and_leaves_no_files() {
+    let sandbox = crate::run::with_workflow();
+    let (out, err) = sandbox.run(&["bench", "code.json", "--runs", "2", "--json"]).exits(0);
+    let benchmark: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(benchmark["runs"].as_array().map(Vec::len), Some(3));
+    assert!(benchmark["stages"].as_array().is_some_and(|stages| stages.iter().any(|row| row["stage"] == "total")));
+    assert!(err.contains("warm run 2 of 2"), "{err}");
+    assert!(!sandbox.path("outputs").exists());
+}

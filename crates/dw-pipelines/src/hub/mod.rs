@@ -117,7 +117,7 @@ pub enum Need<'a> {
 
 /// The files a tokenizer may consist of. The vocabulary comes last, so that an interrupted download is
 /// not taken for a complete one.
-const TOKENIZER_FILES: [&str; 5] =
+pub(crate) const TOKENIZER_FILES: [&str; 5] =
     ["tokenizer_config.json", "special_tokens_map.json", "merges.txt", "vocab.json", "tokenizer.json"];
 
 /// The weights of one component, ready to be read.
@@ -211,6 +211,20 @@ impl ModelFiles {
                 _ => Ok(None),
             },
         }
+    }
+
+    /// Text that changes when one of these files of `folder` does.
+    pub fn fingerprint(&self, folder: &str, names: &[&str]) -> Result<String> {
+        let mut text = String::new();
+        for name in names {
+            let path = sub(folder, name);
+            match self.root().map(|root| join(root, &path)) {
+                Some(file) if file.is_file() => text += &fingerprint(&file)?,
+                Some(_) => {}
+                None => text += &format!("{};", self.place(&path).display()),
+            }
+        }
+        Ok(text)
     }
 
     /// A JSON file, or none when it is not there.

@@ -8,10 +8,11 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged)]
 pub enum OneOrMany<T> {
+    /// One per block, in the order of the blocks. Comes first so that a list is read as this where a value may itself
+    /// be a list.
+    Many(Vec<T>),
     /// The same for all.
     One(T),
-    /// One per block, in the order of the blocks.
-    Many(Vec<T>),
 }
 
 impl<T: Clone> OneOrMany<T> {

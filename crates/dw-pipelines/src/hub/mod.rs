@@ -45,7 +45,11 @@ impl Hub {
     /// What the environment says: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` or the token file,
     /// and `HF_HUB_OFFLINE`. `offline` switches the network off whatever the environment says.
     pub fn from_env(offline: bool) -> Self {
-        let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
+        Self::from_vars(offline, |name| env::var(name).ok())
+    }
+
+    fn from_vars(offline: bool, var: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| var(name).filter(|value| !value.trim().is_empty());
         let home = set("HF_HOME").map_or_else(default_home, PathBuf::from);
         let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
         let token_file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);

@@ -15,7 +15,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-MODELS = ["sd15", "sdxl"]
+MODELS = ["sd15", "sdxl", "sdxl-controlnet-a", "sdxl-controlnet-union", "sdxl-ip-adapter/models/image_encoder"]
 
 # Files of a model that no test reads: `tokenizer.json` says the same.
 LEFT_OUT = {("sdxl", "vocab.json"), ("sdxl", "merges.txt")}
@@ -39,6 +39,21 @@ DENOISER = [
 ]
 DECODER = ["vae.decode.0.in", "vae.decode.0.out"]
 ENCODER = ["vae.encode.0.in", "vae.encode.0.mean", "vae.encode.0.logvar"]
+CONTROLNET = [
+    "controlnet.0.in.added_cond_kwargs.text_embeds",
+    "controlnet.0.in.added_cond_kwargs.time_ids",
+    "controlnet.0.in.control_type",
+    "controlnet.0.in.controlnet_cond",
+    "controlnet.0.in.controlnet_cond.0",
+    "controlnet.0.in.controlnet_cond.1",
+    *[f"controlnet.0.out.0.{i}" for i in range(9)],
+    "controlnet.0.out.1",
+]
+IMAGE_ENCODER = [
+    "image_encoder.0.pixel_values",
+    "image_encoder.0.last_hidden_state",
+    "image_encoder.0.image_embeds",
+]
 
 # Which tensors of which case the component tests compare.
 COMPONENTS = {
@@ -46,6 +61,11 @@ COMPONENTS = {
     "sd15_t2i_clip_skip": TEXT,
     "sdxl_i2i": TEXT + DENOISER + DECODER + ENCODER,
     "sdxl_t2i_96x64": TEXT + DENOISER + DECODER,
+    "sdxl_controlnet": TEXT + DENOISER + CONTROLNET,
+    "sdxl_controlnet_guess": TEXT + DENOISER + CONTROLNET,
+    "sdxl_controlnet_union_single": TEXT + DENOISER + CONTROLNET,
+    "sdxl_controlnet_union_two": TEXT + DENOISER + CONTROLNET,
+    "sdxl_ip_adapter": IMAGE_ENCODER,
 }
 
 # Whole calls of a pipeline: every case whose name matches.

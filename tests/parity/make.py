@@ -3,7 +3,8 @@
     python3 tests/parity/make.py REFERENCE
 
 REFERENCE holds `models/<name>/` (tiny random models in the diffusers layout) and `cases/<name>/tensors.safetensors`
-(the tensors that HuggingFace diffusers computed with them, in float32 on a CPU). Needs nothing but Python 3.
+(the tensors that HuggingFace diffusers computed with them, in float32 on a CPU) with its `case.json`, and
+`extras/tokens.json`, token ids of many texts. Needs nothing but Python 3.
 """
 
 import json
@@ -67,6 +68,9 @@ COMPONENTS = {
     "sdxl_ip_adapter": IMAGE_ENCODER,
 }
 
+# Whole calls of a pipeline: every case whose name matches.
+CALLS = ["sd15_t2i_*", "sdxl_t2i_*", "sdxl_guidance_rescale", "sdxl_sched_*"]
+
 
 def read(path):
     """The tensors of a safetensors file: name -> (dtype, shape, bytes)."""
@@ -107,6 +111,44 @@ def main(reference):
             HERE / "components" / f"{case}.safetensors",
             {name: tensors[name] for name in wanted if name in tensors},
         )
+
+    for pattern in CALLS:
+        for folder in sorted((reference / "cases").glob(pattern)):
+            call(folder)
+    tokens(reference / "extras" / "tokens.json")
+
+
+def call(folder):
+    """What a call was given, its latents after each step, and its pictures as bytes."""
+    # JSON has no infinity; Python writes and reads one all the same.
+    given = json.loads((folder / "case.json").read_text(), parse_constant=str)
+    kept = {key: given[key] for key in ["load", "call", "seed"]}
+    # In full: the classes' defaults are not those of the model's own scheduler.
+    if "scheduler" in kept["load"]:
+        kept["load"]["scheduler"] = given["scheduler_effective"]
+    kept["tolerance_max_abs"] = {
+        name: value for name, value in given["tolerance_max_abs"].items() if name.startswith("latents")
+    }
+    target = HERE / "cases" / folder.name
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "case.json").write_text(json.dumps(kept, indent=1) + "\n")
+    tensors = read(folder / "tensors.safetensors")
+    slim = {name: tensor for name, tensor in tensors.items() if name.startswith("latents.step")}
+    if "image" in tensors:
+        _, shape, data = tensors["image"]
+        values = struct.unpack(f"<{len(data) // 4}f", data)
+        # round() rounds halves to even, as numpy does.
+        slim["image"] = ("U8", shape, bytes(round(value * 255) for value in values))
+    write(target / "tensors.safetensors", slim)
+
+
+def tokens(path):
+    given = json.loads(path.read_text())
+    kept = {
+        name: {"model": given[name]["path"], "rows": [[row["text"], row["padded77"]] for row in given[name]["rows"]]}
+        for name in ["clip_pad_eos", "clip_pad_bang"]
+    }
+    (HERE / "tokens.json").write_text(json.dumps(kept, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

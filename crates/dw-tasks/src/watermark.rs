@@ -16,7 +16,7 @@ use crate::{
     picture::one,
 };
 
-/// Largest letter height.
+/// Largest font size.
 const MAX_FONT_SIZE: u32 = 2048;
 
 /// Arguments of `add_watermark`.
@@ -34,7 +34,7 @@ pub(crate) struct Watermark {
     /// From 0, invisible, to 255, solid.
     #[serde(default = "opacity")]
     opacity: u8,
-    /// Height of a line in pixels; 0 for a thirtieth of the picture's height, at least 12.
+    /// Size of the font in pixels; 0 for a thirtieth of the picture's height, at least 12.
     #[serde(default)]
     font_size: u32,
     /// Distance from the picture's edges in pixels.
@@ -73,8 +73,9 @@ pub(crate) fn add_watermark(arguments: Watermark, call: &Call) -> Result<TaskOut
         return Err(argument_error("font_size", format!("at most {MAX_FONT_SIZE} pixels are possible")));
     }
     let mut picture = to_rgb(&*call.picture("image", arguments.image)?);
-    let height =
-        if arguments.font_size == 0 { (picture.height() / 30).clamp(12, MAX_FONT_SIZE) } else { arguments.font_size };
+    let auto = (picture.height() / 30).clamp(12, MAX_FONT_SIZE);
+    // A line of this font is a third taller than its size.
+    let height = if arguments.font_size == 0 { auto } else { arguments.font_size } * 4 / 3;
     let advance = advance(height);
     let width = arguments.text.chars().count() as i64 * i64::from(advance);
     let (mut x, y) = origin(&arguments, (picture.width(), picture.height()), (width, i64::from(height)));

@@ -61,10 +61,8 @@ pub struct Step {
     /// Seed of this step, instead of the workflow's.
     pub seed: Option<Seed>,
     /// Unloads this step's pipeline after the step.
-    #[serde(default)]
     pub release_pipeline: Option<bool>,
     /// Drops the loaded task models after the step.
-    #[serde(default)]
     pub release_models: Option<bool>,
     /// Runs a task.
     pub task: Option<Task>,
@@ -87,6 +85,7 @@ pub struct Task {
     /// Named arguments; `previous_result:` references expand to iterations.
     pub arguments: Option<Map<String, Value>>,
     /// A list; each item is one iteration, taken as it stands.
+    #[serde(default)]
     #[schemars(schema_with = "values::inputs_schema")]
     pub inputs: Option<Vec<Value>>,
     /// The earlier pipeline step whose processor decodes the result (`batch_decode_post_process` only).

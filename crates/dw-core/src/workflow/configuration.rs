@@ -40,6 +40,7 @@ pub struct PipelineConfiguration {
     /// Which components a modular pipeline loads.
     pub load_components: Option<LoadComponents>,
     /// Settings of a modular pipeline's blocks.
+    #[serde(default)]
     #[schemars(schema_with = "values::block_configs_schema")]
     pub configs: Option<Map<String, Value>>,
     /// Placement of single components, by name or dotted path.
@@ -139,6 +140,7 @@ pub struct ComponentPlacement {
     /// Attention implementation of this component.
     pub attention_backend: Option<String>,
     /// Number of layers to keep, by dotted path of the layer list.
+    #[serde(default)]
     #[schemars(schema_with = "values::layer_counts_schema")]
     pub truncate_layers: Option<BTreeMap<String, Integer>>,
     /// Dotted paths of modules to leave out.

@@ -94,18 +94,23 @@ pub struct FromPretrained {
     /// Task of a library pipeline.
     pub task: Option<String>,
     /// Folder or repository that holds the configuration of a single file.
+    #[serde(default)]
     #[schemars(schema_with = "values::text_or_null_schema")]
     pub config: Option<String>,
     /// Part of the weight files' names, `fp16` for example.
+    #[serde(default)]
     #[schemars(schema_with = "values::text_or_null_schema")]
     pub variant: Option<String>,
     /// A folder inside the repository.
+    #[serde(default)]
     #[schemars(schema_with = "values::text_or_null_schema")]
     pub subfolder: Option<String>,
     /// Branch, tag or commit of the repository.
+    #[serde(default)]
     #[schemars(schema_with = "values::text_or_null_schema")]
     pub revision: Option<String>,
     /// Type of the weights, `torch.float16` for example.
+    #[serde(default)]
     #[schemars(schema_with = "values::text_or_null_schema")]
     pub torch_dtype: Option<String>,
     /// Further settings; a component's name with `null` leaves it out.
@@ -195,6 +200,7 @@ pub struct Scheduler {
     /// Settings that override the model's own scheduler configuration; a full configuration replaces it.
     pub from_config_args: Option<Map<String, Value>>,
     /// Sigma shift, above 0.
+    #[serde(default)]
     #[schemars(schema_with = "values::positive_or_text_schema")]
     pub shift: Option<NumberOrText>,
 }
@@ -232,9 +238,11 @@ pub struct IpAdapter {
     /// The file inside it.
     pub weight_name: Option<String>,
     /// A folder inside it.
+    #[serde(default)]
     #[schemars(schema_with = "values::text_or_null_schema")]
     pub subfolder: Option<String>,
     /// Strength: a number, a list, or numbers by block.
+    #[serde(default)]
     #[schemars(schema_with = "values::adapter_scale_schema")]
     pub scale: Option<Value>,
     /// Further settings of the loader.
@@ -271,6 +279,7 @@ pub struct RemoteTextEncoder {
 #[schemars(extend("oneOf" = [{ "required": ["segments"] }, { "required": ["match_audio"] }]))]
 pub struct Chain {
     /// Number of calls, from 1 to 1000.
+    #[serde(default)]
     #[schemars(schema_with = "values::count_or_text_schema")]
     pub segments: Option<NumberOrText>,
     /// As many calls as the sound needs.
@@ -280,17 +289,21 @@ pub struct Chain {
     /// Argument that receives it; `image` when absent.
     pub segment_argument: Option<String>,
     /// Frames taken over by `last_segment`; all when absent.
+    #[serde(default)]
     #[schemars(schema_with = "values::count_or_text_schema")]
     pub carry_frames: Option<NumberOrText>,
     /// Whether sound is taken over; `true` when absent.
     pub carry_audio: Option<bool>,
     /// Frames dropped at the start of later segments; 1 when absent.
+    #[serde(default)]
     #[schemars(schema_with = "values::count_from_zero_or_text_schema")]
     pub trim_frames: Option<NumberOrText>,
     /// Crossfade of the sound in milliseconds; 75 when absent.
+    #[serde(default)]
     #[schemars(schema_with = "values::from_zero_or_text_schema")]
     pub crossfade_ms: Option<NumberOrText>,
     /// Frames per second; the argument `frame_rate` when absent.
+    #[serde(default)]
     #[schemars(schema_with = "values::positive_or_text_schema")]
     pub fps: Option<NumberOrText>,
     /// Frame counts that the pipeline accepts.

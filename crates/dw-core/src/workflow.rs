@@ -26,7 +26,7 @@ pub use pipeline::{
 };
 pub use schema::{schema, strict_schema};
 pub use validate::check;
-pub(crate) use validate::{Complaint, Structure, describe, join_words, nearest};
+pub(crate) use validate::{Structure, describe, join_words, nearest};
 pub use values::{Dtype, Integer, NumberOrText, OneOrMany};
 
 use crate::seed::Seed;

@@ -124,10 +124,7 @@ impl<'a> Structure<'a> {
             }
             Kind::Enum { options } => {
                 let options: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                let message = format!("{name} must be {}, found {}", join_words(&options, "or"), describe(value));
-                let near = value.as_str().and_then(|text| nearest(text, options.iter().copied()));
-                let remedy = near.map(|near| format!("did you mean `{near}`?"));
-                vec![Complaint::new("wrong-value", pointer, message).remedy(remedy)]
+                vec![wrong_word(pointer, value, &options)]
             }
             Kind::Type { kind } => vec![wrong_type(pointer, value, &types_of(kind))],
             Kind::MinItems { limit } => wrong("wrong-value", format!("{name} must have at least {limit} item(s)")),
@@ -154,6 +151,10 @@ impl<'a> Structure<'a> {
         };
         if context.iter().all(presence) {
             return vec![explain_presence(pointer, error.instance())];
+        }
+        let options: Option<Vec<&str>> = context.iter().map(|branch| constant_of(branch, pointer)).collect();
+        if let Some(options) = options {
+            return vec![wrong_word(pointer, error.instance(), &options)];
         }
         let branches: Vec<Vec<Complaint>> =
             context.iter().map(|branch| branch.iter().flat_map(|error| self.explain(error, tolerate)).collect()).collect();
@@ -233,6 +234,20 @@ fn explain_actions(pointer: &str, index: &str, value: &Value, found: &[&str]) ->
         let remedy = "a step has exactly one action; make a step of each".to_owned();
         Complaint::new("step-action", pointer, message).remedy(Some(remedy))
     }
+}
+
+/// The one text that a failed alternative would have allowed, if it is of that kind.
+fn constant_of<'a>(branch: &'a [ValidationError<'static>], pointer: &str) -> Option<&'a str> {
+    branch.iter().find_map(|error| match error.kind() {
+        Kind::Constant { expected_value } if error.instance_path().as_str() == pointer => expected_value.as_str(),
+        _ => None,
+    })
+}
+
+fn wrong_word(pointer: &str, value: &Value, options: &[&str]) -> Complaint {
+    let message = format!("{} must be {}, found {}", name_of(pointer), join_words(options, "or"), describe(value));
+    let near = value.as_str().and_then(|text| nearest(text, options.iter().copied()));
+    Complaint::new("wrong-value", pointer, message).remedy(near.map(|near| format!("did you mean `{near}`?")))
 }
 
 fn wrong_type(pointer: &str, value: &Value, types: &[JsonType]) -> Complaint {

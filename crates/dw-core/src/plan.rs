@@ -103,7 +103,7 @@ pub enum Action {
     /// Loads and runs a pipeline.
     Pipeline(Box<PipelineStep>),
     /// Runs the pipeline of an earlier step again.
-    Reference(ReferenceStep),
+    Reference(Box<ReferenceStep>),
     /// Runs a task.
     Task(TaskStep),
     /// Runs another workflow.

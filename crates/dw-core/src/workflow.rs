@@ -17,7 +17,8 @@ use serde_json::{Map, Value};
 
 pub use configuration::{
     Cache, CacheType, CompileOptions, ComponentPlacement, ComponentsManager, GroupOffload, LayerwiseCasting,
-    LoadComponents, MagRatios, ModuleSettings, Offload, PipelineConfiguration, Residency, TeaCache, Tiling, VaeSettings,
+    LoadComponents, MagRatios, ModuleSettings, Offload, PipelineConfiguration, Residency, TeaCache, Tiling,
+    VaeSettings,
 };
 pub use pipeline::{
     Chain, Component, ComponentConfiguration, Continuity, ControlNet, FrameSnap, FromPretrained, IpAdapter, Lora,

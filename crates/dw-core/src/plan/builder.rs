@@ -114,13 +114,7 @@ fn check_id(report: &mut Report) {
 fn bind(report: &mut Report, inputs: &PlanInputs) -> Value {
     let mut bound = report.document.value.clone();
     let declared = bound.get("variables").and_then(Value::as_object).cloned();
-    let (bindings, errors) = match &declared {
-        Some(declared) => Bindings::new(declared, &inputs.overrides),
-        None => {
-            let unknown = |name: &String| (name.clone(), VariableError::NoneDeclared(name.clone()));
-            (Bindings::default(), inputs.overrides.keys().map(unknown).collect())
-        }
-    };
+    let (bindings, errors) = Bindings::new(declared.as_ref(), &inputs.overrides);
     for (name, error) in errors {
         let pointer = if declared.as_ref().is_some_and(|declared| declared.contains_key(&name)) {
             child_pointer("/variables", &name)
@@ -181,9 +175,10 @@ fn check_bound_structure(report: &mut Report, bound: &Value) {
         Structure::strict().complaints(bound, &tolerate)
     };
     for complaint in complaints {
-        let known = report.findings.iter().any(|finding| {
-            finding.severity == Severity::Error && finding.place.pointer == complaint.pointer
-        });
+        let known = report
+            .findings
+            .iter()
+            .any(|finding| finding.severity == Severity::Error && finding.place.pointer == complaint.pointer);
         if !known {
             report.error(complaint.code, &complaint.pointer, complaint.message).remedy = complaint.remedy;
         }
@@ -217,8 +212,9 @@ fn plan_steps(report: &mut Report, inputs: &PlanInputs, ancestors: &[PathBuf], b
 
 /// Whether a step cannot be read only because a value in it is not known yet.
 fn waits(report: &Report, step: &Value, pointer: &str) -> bool {
-    let undeclared = report.findings.iter().any(|finding| {
-        finding.code == "undefined-variable" && is_at_or_below(&finding.place.pointer, pointer)
-    });
+    let undeclared = report
+        .findings
+        .iter()
+        .any(|finding| finding.code == "undefined-variable" && is_at_or_below(&finding.place.pointer, pointer));
     undeclared || late::holds_opaque(step)
 }

@@ -16,12 +16,22 @@ use crate::{
 };
 
 /// Makes the parts of a pipeline plain and checks them. None when an undeclared component cannot be read.
-pub(super) fn plan(report: &mut Report, context: &mut Context, pipeline: Pipeline, pointer: &str) -> Option<PipelineStep> {
+pub(super) fn plan(
+    report: &mut Report,
+    context: &mut Context,
+    pipeline: Pipeline,
+    pointer: &str,
+) -> Option<PipelineStep> {
     let catalog = context.inputs.catalog;
     let class = class_name(&pipeline.configuration.component_type);
     let known = check_class(report, catalog, &class, pointer);
     check_configuration(report, &pipeline.configuration, pointer);
-    sources::check(report, catalog, &pipeline.from_pretrained_arguments, &child_pointer(pointer, "from_pretrained_arguments"));
+    sources::check(
+        report,
+        catalog,
+        &pipeline.from_pretrained_arguments,
+        &child_pointer(pointer, "from_pretrained_arguments"),
+    );
     check_combinations(report, &pipeline, pointer);
     for (key, scheduler) in [("scheduler", &pipeline.scheduler), ("audio_scheduler", &pipeline.audio_scheduler)] {
         if let Some(scheduler) = scheduler {
@@ -54,9 +64,11 @@ fn check_class(report: &mut Report, catalog: &Catalog, class: &str, pointer: &st
     }
     let pointer = format!("{pointer}/configuration/component_type");
     let near = nearest(class, names(&catalog.pipelines));
-    let remedy = near.map_or("`dw pipelines` lists what it can run".to_owned(), |near| format!("did you mean `{near}`?"));
-    report.unsupported("unknown-pipeline", &pointer, format!("this build of dw has no pipeline class `{class}`")).remedy =
-        Some(remedy);
+    let remedy =
+        near.map_or("`dw pipelines` lists what it can run".to_owned(), |near| format!("did you mean `{near}`?"));
+    report
+        .unsupported("unknown-pipeline", &pointer, format!("this build of dw has no pipeline class `{class}`"))
+        .remedy = Some(remedy);
     false
 }
 
@@ -192,7 +204,11 @@ fn check_combinations(report: &mut Report, pipeline: &Pipeline, pointer: &str) {
         conflict(report, &format!("{pointer}/configuration/teacache"), &["cache", "teacache"]);
     }
     if configuration.prompt_weighting == Some(true) && pipeline.remote_text_encoder.is_some() {
-        conflict(report, &format!("{pointer}/configuration/prompt_weighting"), &["prompt_weighting", "remote_text_encoder"]);
+        conflict(
+            report,
+            &format!("{pointer}/configuration/prompt_weighting"),
+            &["prompt_weighting", "remote_text_encoder"],
+        );
     }
     if let Some(Err(error)) = pipeline.remote_text_encoder.as_ref().map(|remote| paths::check_url(&remote.url)) {
         report.refused("url", &format!("{pointer}/remote_text_encoder/url"), &error);
@@ -266,9 +282,11 @@ fn check_adapters(report: &mut Report, catalog: &Catalog, pipeline: &Pipeline, p
     let adapters: Vec<_> = match &pipeline.ip_adapter {
         None => Vec::new(),
         Some(OneOrMany::One(adapter)) => vec![(format!("{pointer}/ip_adapter"), adapter)],
-        Some(OneOrMany::Many(adapters)) => {
-            adapters.iter().enumerate().map(|(index, adapter)| (format!("{pointer}/ip_adapter/{index}"), adapter)).collect()
-        }
+        Some(OneOrMany::Many(adapters)) => adapters
+            .iter()
+            .enumerate()
+            .map(|(index, adapter)| (format!("{pointer}/ip_adapter/{index}"), adapter))
+            .collect(),
     };
     for (pointer, adapter) in adapters {
         let folder = adapter.subfolder.as_deref();
@@ -320,7 +338,8 @@ fn check_sharing(report: &mut Report, context: &mut Context, step: &PipelineStep
         if context.shared.contains(name) || media::is_reference(name) {
             continue;
         }
-        let shared = if context.shared.is_empty() { "nothing".to_owned() } else { format!("[{}]", context.shared.join(", ")) };
+        let shared =
+            if context.shared.is_empty() { "nothing".to_owned() } else { format!("[{}]", context.shared.join(", ")) };
         let message = format!("Cannot reuse component '{name}' - no earlier step shared it. Shared so far: {shared}");
         let near = nearest(name, context.shared.iter().map(String::as_str));
         let place = reused_pointer(report, pointer, name);

@@ -6,8 +6,7 @@ use super::builder::Report;
 use crate::{
     catalog::Catalog,
     document::child_pointer,
-    media,
-    paths,
+    media, paths,
     workflow::{Dtype, FromPretrained, nearest},
 };
 
@@ -116,13 +115,7 @@ pub(super) fn check(report: &mut Report, catalog: &Catalog, source: &FromPretrai
 }
 
 /// Checks the name of a model, LoRA, IP-Adapter or learned word.
-pub(super) fn check_model(
-    report: &mut Report,
-    catalog: &Catalog,
-    name: &str,
-    subfolder: Option<&str>,
-    pointer: &str,
-) {
+pub(super) fn check_model(report: &mut Report, catalog: &Catalog, name: &str, subfolder: Option<&str>, pointer: &str) {
     if media::is_reference(name) {
         return;
     }

@@ -173,7 +173,7 @@ fn plan_reference(
     };
     check_class_call(report, context, index, &class, &reference.arguments, pointer);
     let PipelineReference { reference_name, arguments, chain } = reference;
-    Some(Action::Reference(ReferenceStep { reference_name, index: found, chain, arguments }))
+    Some(Action::Reference(Box::new(ReferenceStep { reference_name, index: found, chain, arguments })))
 }
 
 /// The earlier pipeline step called `name`; says what is wrong when there is none.
@@ -208,10 +208,9 @@ fn plan_task(report: &mut Report, context: &Context, index: usize, task: Task, p
     if entry.is_none() {
         let near = nearest(&task.command, catalog.tasks.iter().map(|entry| entry.name.as_str()));
         let message = format!("Unknown task command: '{}'", task.command);
-        report.error("unknown-task", &child_pointer(pointer, "command"), message).remedy = Some(near.map_or_else(
-            || "`dw tasks` lists the commands".to_owned(),
-            |near| format!("did you mean `{near}`?"),
-        ));
+        report.error("unknown-task", &child_pointer(pointer, "command"), message).remedy = Some(
+            near.map_or_else(|| "`dw tasks` lists the commands".to_owned(), |near| format!("did you mean `{near}`?")),
+        );
     }
     let owner = format!("the task `{}`", task.command);
     if let Some(arguments) = &task.arguments {

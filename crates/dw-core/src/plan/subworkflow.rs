@@ -12,7 +12,7 @@ use crate::{
     document::{Document, child_pointer},
     finding::Finding,
     paths::{self, Existence, InputError},
-    variables::{Bindings, VariableError},
+    variables::Bindings,
     workflow::WorkflowReference,
 };
 
@@ -147,15 +147,10 @@ fn checked_arguments(
     given: &Map<String, Value>,
     pointer: &str,
 ) -> Map<String, Value> {
-    let mut overrides: Map<String, Value> = given.iter().map(|(name, value)| (name.clone(), late::opaque(value))).collect();
+    let mut overrides: Map<String, Value> =
+        given.iter().map(|(name, value)| (name.clone(), late::opaque(value))).collect();
     let declared = child.value.get("variables").and_then(Value::as_object);
-    let errors = match declared {
-        Some(declared) => Bindings::new(declared, &overrides).1,
-        None => {
-            let error = |name: &String| (name.clone(), VariableError::NoneDeclared(name.clone()));
-            overrides.keys().map(error).collect()
-        }
-    };
+    let (_, errors) = Bindings::new(declared, &overrides);
     for (name, error) in errors {
         // Errors of the child's own defaults are told by its own plan.
         if overrides.remove(&name).is_some() {

@@ -136,8 +136,12 @@ fn a_plan_holds_the_typed_steps_with_variables_bound() {
     assert_eq!(pipeline.components.keys().collect::<Vec<_>>(), ["controlnet", "extra_part", "vae"]);
     assert_eq!(pipeline.ip_adapters[0].scale, Some(json!(0.5)));
     assert!(matches!(&plan.steps[1].action, Action::Reference(reference) if reference.index == 0));
-    assert!(matches!(&plan.steps[2].action, Action::Task(TaskStep { input: TaskInput::Inputs(items), .. }) if items.len() == 2));
-    assert!(matches!(&plan.steps[3].action, Action::Workflow(step) if step.source == WorkflowSource::Builtin("child.json".into())));
+    assert!(
+        matches!(&plan.steps[2].action, Action::Task(TaskStep { input: TaskInput::Inputs(items), .. }) if items.len() == 2)
+    );
+    assert!(
+        matches!(&plan.steps[3].action, Action::Workflow(step) if step.source == WorkflowSource::Builtin("child.json".into()))
+    );
     assert_eq!(plan.warnings, []);
 }
 
@@ -187,7 +191,10 @@ fn variables_are_checked_where_they_stand() {
          found the text `many` (from the variable `n`)",
     );
     let seeded = with(document(json!({"s": "x"}), "prompt", json!("p")), "/seed", json!("variable:s"));
-    one(&seeded, "wrong-type /seed: `seed` must be a whole number or a list, found the text `x` (from the variable `s`)");
+    one(
+        &seeded,
+        "wrong-type /seed: `seed` must be a whole number or a list, found the text `x` (from the variable `s`)",
+    );
     let declared = document(json!({"prompt": "x", "steps": 3}), "prompt", json!(["variable:prompt", "variable:steps"]));
     let findings = plan(&declared, json!({"promt": "y", "steps": "3.5"})).expect_err("two overrides are wrong");
     assert!(findings[0].message.starts_with("Unknown variable 'promt'; declared variables: prompt, steps"));
@@ -199,7 +206,8 @@ fn variables_are_checked_where_they_stand() {
 
 #[test]
 fn without_variables_a_reference_stays_and_is_a_warning() {
-    let document = with(workflow(json!([pipeline_step("s")])), "/steps/0/pipeline/arguments/prompt", json!("variable:x"));
+    let document =
+        with(workflow(json!([pipeline_step("s")])), "/steps/0/pipeline/arguments/prompt", json!("variable:x"));
     let result = plan(&document, json!({})).expect("a plan");
     assert_eq!((result.warnings.len(), result.warnings[0].code), (1, "undefined-variable"));
     let typed = with(workflow(json!([pipeline_step("s")])), "/seed", json!("variable:x"));
@@ -255,7 +263,9 @@ fn arguments_are_checked_against_the_catalog() {
     );
     one(
         &call(json!({"prompt": "x", "num_inference_steps": 2.5})),
-        &format!("argument-type {place}/num_inference_steps: `num_inference_steps` must be a whole number, found `2.5`"),
+        &format!(
+            "argument-type {place}/num_inference_steps: `num_inference_steps` must be a whole number, found `2.5`"
+        ),
     );
     one(
         &call(json!({"prompt": "x", "num_inference_steps": 0})),
@@ -271,21 +281,47 @@ fn arguments_are_checked_against_the_catalog() {
 fn tasks_are_checked_against_the_catalog() {
     let task = |task: Value| workflow(json!([{"name": "t", "task": task}]));
     let findings = plan(&task(json!({"command": "resise", "arguments": {}})), json!({})).expect_err("unknown");
-    assert_eq!(findings[0].to_string(), "<stdin>:7:20: error[unknown-task]: Unknown task command: 'resise'; did you mean `resize`?");
+    assert_eq!(
+        findings[0].to_string(),
+        "<stdin>:7:20: error[unknown-task]: Unknown task command: 'resise'; did you mean `resize`?"
+    );
     let url = "https://example.com/a.png";
     assert!(plan(&task(json!({"command": "resize", "arguments": {"image": url, "device": "cpu"}})), json!({})).is_ok());
-    one(&task(json!({"command": "resize", "arguments": {"image": url, "mode": "c"}})), "argument-type /steps/0/task/arguments/mode");
-    one(&task(json!({"command": "resize", "arguments": {}})), "missing-argument /steps/0/task/arguments: the task `resize`");
-    one(&task(json!({"command": "resize", "inputs": [{"image": url, "hieght": 1}]})), "unknown-argument /steps/0/task/inputs/0/hieght");
-    one(&task(json!({"command": "resize", "arguments": {"image": 3}})), "media /steps/0/task/arguments/image: Image specification must be a string");
-    one(&task(json!({"command": "resize", "arguments": {"image": "gone.png"}})), "media /steps/0/task/arguments/image: Path does not exist");
-    one(&task(json!({"command": "resize", "arguments": {"image": "../a.png"}})), "media /steps/0/task/arguments/image: Path contains dangerous pattern");
+    one(
+        &task(json!({"command": "resize", "arguments": {"image": url, "mode": "c"}})),
+        "argument-type /steps/0/task/arguments/mode",
+    );
+    one(
+        &task(json!({"command": "resize", "arguments": {}})),
+        "missing-argument /steps/0/task/arguments: the task `resize`",
+    );
+    one(
+        &task(json!({"command": "resize", "inputs": [{"image": url, "hieght": 1}]})),
+        "unknown-argument /steps/0/task/inputs/0/hieght",
+    );
+    one(
+        &task(json!({"command": "resize", "arguments": {"image": 3}})),
+        "media /steps/0/task/arguments/image: Image specification must be a string",
+    );
+    one(
+        &task(json!({"command": "resize", "arguments": {"image": "gone.png"}})),
+        "media /steps/0/task/arguments/image: Path does not exist",
+    );
+    one(
+        &task(json!({"command": "resize", "arguments": {"image": "../a.png"}})),
+        "media /steps/0/task/arguments/image: Path contains dangerous pattern",
+    );
 }
 
 #[test]
 fn what_this_build_lacks_is_a_warning_to_validate_and_an_error_to_run() {
-    let unknown = with(workflow(json!([pipeline_step("s")])), "/steps/0/pipeline/configuration/component_type", json!("StableDifusionPipeline"));
-    let constant = with(workflow(json!([pipeline_step("s")])), "/steps/0/pipeline/arguments/prompt", json!("constant:a.B"));
+    let unknown = with(
+        workflow(json!([pipeline_step("s")])),
+        "/steps/0/pipeline/configuration/component_type",
+        json!("StableDifusionPipeline"),
+    );
+    let constant =
+        with(workflow(json!([pipeline_step("s")])), "/steps/0/pipeline/arguments/prompt", json!("constant:a.B"));
     let built = json!({"from_arguments": {"x": 1}, "thing_type": "a.B"});
     let built = with(workflow(json!([pipeline_step("s")])), "/steps/0/pipeline/arguments/prompt", built);
     for (document, code) in [(unknown, "unknown-pipeline"), (constant, "needs-python"), (built, "needs-python")] {
@@ -302,13 +338,23 @@ fn constants_and_constructions_that_are_written_wrongly_are_errors() {
         (json!("constant:"), "constant /steps/0/task/arguments/a: Constant name cannot be empty"),
         (json!("constant:../../etc/passwd"), "constant /steps/0/task/arguments/a: Invalid constant name"),
         (json!("constant:os.system()"), "constant /steps/0/task/arguments/a: Invalid constant name"),
-        (json!({"from_file": "s.png", "a_type": "X", "b_type": "Y"}), "construction /steps/0/task/arguments/a: an object with `from_file` needs exactly one '_type'"),
+        (
+            json!({"from_file": "s.png", "a_type": "X", "b_type": "Y"}),
+            "construction /steps/0/task/arguments/a: an object with `from_file` needs exactly one '_type'",
+        ),
         (json!({"from_file": "previous_result:x", "a_type": "X"}), ""),
-        (json!({"from_arguments": 1, "a_type": "X"}), "construction /steps/0/task/arguments/a: `from_arguments` must be an object"),
-        (json!({"from_arguments": {}, "a_type": "X", "fps": 1}), "construction /steps/0/task/arguments/a: `fps` stands beside"),
+        (
+            json!({"from_arguments": 1, "a_type": "X"}),
+            "construction /steps/0/task/arguments/a: `from_arguments` must be an object",
+        ),
+        (
+            json!({"from_arguments": {}, "a_type": "X", "fps": 1}),
+            "construction /steps/0/task/arguments/a: `fps` stands beside",
+        ),
     ];
     for (value, begins) in cases {
-        let document = workflow(json!([{"name": "t", "task": {"command": "gather_inputs", "arguments": {"a": value}}}]));
+        let document =
+            workflow(json!([{"name": "t", "task": {"command": "gather_inputs", "arguments": {"a": value}}}]));
         if begins.is_empty() {
             assert!(plan(&document, json!({})).is_err());
         } else {
@@ -328,18 +374,62 @@ fn models_files_types_and_schedulers_are_checked() {
         told(plan_in(folder.path(), &document, json!({}), Purpose::Run))
     };
     let cases = [
-        ("from_pretrained_arguments", json!({"model_name": "builtin:landscape"}), "unknown-model /steps/0/pipeline/from_pretrained_arguments/model_name: there is no built-in model `landscape`"),
-        ("from_pretrained_arguments", json!({"model_name": "./models/sd"}), "missing-file /steps/0/pipeline/from_pretrained_arguments/model_name: nothing is at `"),
-        ("from_pretrained_arguments", json!({"from_single_file": "gone.safetensors"}), "missing-file /steps/0/pipeline/from_pretrained_arguments/from_single_file"),
-        ("from_pretrained_arguments", json!({"model_name": "o/n", "torch_dtype": "torch.flaot16"}), "unknown-dtype /steps/0/pipeline/from_pretrained_arguments/torch_dtype: unknown number type `torch.flaot16`"),
-        ("loras", json!([{"model_name": "lora", "weight_name": "gone.safetensors"}]), "missing-file /steps/0/pipeline/loras/0/weight_name"),
+        (
+            "from_pretrained_arguments",
+            json!({"model_name": "builtin:landscape"}),
+            "unknown-model /steps/0/pipeline/from_pretrained_arguments/model_name: there is no built-in model `landscape`",
+        ),
+        (
+            "from_pretrained_arguments",
+            json!({"model_name": "./models/sd"}),
+            "missing-file /steps/0/pipeline/from_pretrained_arguments/model_name: nothing is at `",
+        ),
+        (
+            "from_pretrained_arguments",
+            json!({"from_single_file": "gone.safetensors"}),
+            "missing-file /steps/0/pipeline/from_pretrained_arguments/from_single_file",
+        ),
+        (
+            "from_pretrained_arguments",
+            json!({"model_name": "o/n", "torch_dtype": "torch.flaot16"}),
+            "unknown-dtype /steps/0/pipeline/from_pretrained_arguments/torch_dtype: unknown number type `torch.flaot16`",
+        ),
+        (
+            "loras",
+            json!([{"model_name": "lora", "weight_name": "gone.safetensors"}]),
+            "missing-file /steps/0/pipeline/loras/0/weight_name",
+        ),
         ("loras", json!([{"model_name": "o/l", "scale": "strong"}]), "wrong-type /steps/0/pipeline/loras/0/scale"),
-        ("scheduler", json!({"configuration": {"scheduler_type": "EulerDiscretScheduler"}}), "unknown-scheduler /steps/0/pipeline/scheduler/configuration/scheduler_type"),
-        ("scheduler", json!({"configuration": {"scheduler_type": "EulerDiscreteScheduler"}, "from_config_args": {"beta_strat": 1}}), "unknown-setting /steps/0/pipeline/scheduler/from_config_args/beta_strat"),
-        ("reused_components", json!(["vae"]), "unshared-component /steps/0/pipeline/reused_components/0: Cannot reuse component 'vae' - no earlier step shared it. Shared so far: nothing"),
-        ("chain", json!({"match_audio": false}), "conflict /steps/0/pipeline/chain/match_audio: A chain needs exactly one"),
-        ("chain", json!({"segments": "1001"}), "wrong-value /steps/0/pipeline/chain/segments: Chain 'segments' must be between 1 and 1000, got 1001"),
-        ("vae", json!({"configuration": {"component_type": "A"}, "from_pretrained_arguments": {"model_name": "/gone/vae"}}), "missing-file /steps/0/pipeline/vae/from_pretrained_arguments/model_name"),
+        (
+            "scheduler",
+            json!({"configuration": {"scheduler_type": "EulerDiscretScheduler"}}),
+            "unknown-scheduler /steps/0/pipeline/scheduler/configuration/scheduler_type",
+        ),
+        (
+            "scheduler",
+            json!({"configuration": {"scheduler_type": "EulerDiscreteScheduler"}, "from_config_args": {"beta_strat": 1}}),
+            "unknown-setting /steps/0/pipeline/scheduler/from_config_args/beta_strat",
+        ),
+        (
+            "reused_components",
+            json!(["vae"]),
+            "unshared-component /steps/0/pipeline/reused_components/0: Cannot reuse component 'vae' - no earlier step shared it. Shared so far: nothing",
+        ),
+        (
+            "chain",
+            json!({"match_audio": false}),
+            "conflict /steps/0/pipeline/chain/match_audio: A chain needs exactly one",
+        ),
+        (
+            "chain",
+            json!({"segments": "1001"}),
+            "wrong-value /steps/0/pipeline/chain/segments: Chain 'segments' must be between 1 and 1000, got 1001",
+        ),
+        (
+            "vae",
+            json!({"configuration": {"component_type": "A"}, "from_pretrained_arguments": {"model_name": "/gone/vae"}}),
+            "missing-file /steps/0/pipeline/vae/from_pretrained_arguments/model_name",
+        ),
         ("extra", json!({"configuration": {}, "from_pretrained_arguments": {}}), "component /steps/0/pipeline/extra"),
         ("remote_text_encoder", json!({"url": "ftp://x"}), "url /steps/0/pipeline/remote_text_encoder/url"),
     ];
@@ -349,8 +439,14 @@ fn models_files_types_and_schedulers_are_checked() {
     }
     let configurations = [
         (json!({"cache": {"type": "faster"}, "teacache": {}}), "conflict /steps/0/pipeline/configuration/teacache"),
-        (json!({"exclude_from_cpu_offload": ["vae"]}), "conflict /steps/0/pipeline/configuration/exclude_from_cpu_offload"),
-        (json!({"components": {"vae": {"group_offload": {"offload_type": "x"}, "residency": "on_demand"}}}), "conflict /steps/0/pipeline/configuration/components/vae"),
+        (
+            json!({"exclude_from_cpu_offload": ["vae"]}),
+            "conflict /steps/0/pipeline/configuration/exclude_from_cpu_offload",
+        ),
+        (
+            json!({"components": {"vae": {"group_offload": {"offload_type": "x"}, "residency": "on_demand"}}}),
+            "conflict /steps/0/pipeline/configuration/components/vae",
+        ),
         (json!({"vae": {"torch_dtype": "f16"}}), "unknown-dtype /steps/0/pipeline/configuration/vae/torch_dtype"),
     ];
     for (mut configuration, begins) in configurations {
@@ -371,18 +467,38 @@ fn names_that_leave_the_output_folder_are_errors() {
 
 #[test]
 fn sub_workflows_are_planned_with_the_arguments_they_are_given() {
-    let step = |path: &str, arguments: Value| workflow(json!([{"name": "s", "workflow": {"path": path, "arguments": arguments}}]));
+    let step = |path: &str, arguments: Value| {
+        workflow(json!([{"name": "s", "workflow": {"path": path, "arguments": arguments}}]))
+    };
     assert_eq!(told(plan(&step("builtin:child.json", json!({"prompt": "x"})), json!({}))), Vec::<String>::new());
-    one(&step("builtin:child.json", json!({"promt": "x"})), "unknown-variable /steps/0/workflow/arguments/promt: Unknown variable 'promt'; declared variables: prompt, steps");
+    one(
+        &step("builtin:child.json", json!({"promt": "x"})),
+        "unknown-variable /steps/0/workflow/arguments/promt: Unknown variable 'promt'; declared variables: prompt, steps",
+    );
     one(&step("builtin:child.json", json!({"steps": "x"})), "variable-type /steps/0/workflow/arguments/steps");
-    one(&step("builtin:child.json", json!({"steps": 0})), "argument-type /steps/0/pipeline/arguments/num_inference_steps");
-    one(&step("builtin:gone.json", json!({})), "missing-file /steps/0/workflow/path: there is no built-in workflow `gone.json`");
+    one(
+        &step("builtin:child.json", json!({"steps": 0})),
+        "argument-type /steps/0/pipeline/arguments/num_inference_steps",
+    );
+    one(
+        &step("builtin:gone.json", json!({})),
+        "missing-file /steps/0/workflow/path: there is no built-in workflow `gone.json`",
+    );
     one(&step("builtin:../x.json", json!({})), "sub-workflow /steps/0/workflow/path: Invalid builtin workflow name");
     one(&step("builtin:x.txt", json!({})), "sub-workflow /steps/0/workflow/path: Invalid builtin workflow name");
-    one(&step("../flux/FluxDev.json", json!({})), "sub-workflow /steps/0/workflow/path: Path contains dangerous pattern");
+    one(
+        &step("../flux/FluxDev.json", json!({})),
+        "sub-workflow /steps/0/workflow/path: Path contains dangerous pattern",
+    );
     one(&step("gone.json", json!({})), "missing-file /steps/0/workflow/path: Path does not exist");
-    one(&workflow(json!([{"name": "s", "workflow": {}}])), "missing-key /steps/0/workflow: the sub-workflow has no `path`");
-    one(&step("builtin:loop.json", json!({})), "recursion /steps/0/workflow/path: the workflow runs itself: builtin:loop.json -> builtin:loop.json");
+    one(
+        &workflow(json!([{"name": "s", "workflow": {}}])),
+        "missing-key /steps/0/workflow: the sub-workflow has no `path`",
+    );
+    one(
+        &step("builtin:loop.json", json!({})),
+        "recursion /steps/0/workflow/path: the workflow runs itself: builtin:loop.json -> builtin:loop.json",
+    );
 }
 
 #[test]
@@ -399,8 +515,12 @@ fn findings_of_a_sub_workflow_name_its_file_and_circles_are_refused() {
     let findings = |name: &str| {
         let catalog = catalog();
         let inputs = PlanInputs {
-            overrides: Map::new(), seed: None, catalog: &catalog, builtin_workflow: &builtin,
-            ancestors: Vec::new(), purpose: Purpose::Run,
+            overrides: Map::new(),
+            seed: None,
+            catalog: &catalog,
+            builtin_workflow: &builtin,
+            ancestors: Vec::new(),
+            purpose: Purpose::Run,
         };
         build(&Document::load(&folder.path().join(name)).expect("a document"), &inputs).expect_err(name)
     };
@@ -428,8 +548,17 @@ fn everything_wrong_is_told_at_once_in_the_order_of_the_text() {
     let codes: Vec<&str> = findings.iter().map(|finding| finding.code).collect();
     assert_eq!(
         codes,
-        ["unknown-variable", "unused-variable", "unknown-key", "undefined-variable", "unknown-task", "unknown-step",
-         "media", "step-action", "wrong-type"]
+        [
+            "unknown-variable",
+            "unused-variable",
+            "unknown-key",
+            "undefined-variable",
+            "unknown-task",
+            "unknown-step",
+            "media",
+            "step-action",
+            "wrong-type"
+        ]
     );
     assert!(findings.windows(2).all(|pair| pair[0].place.line <= pair[1].place.line));
 }
@@ -450,9 +579,24 @@ impl Noise {
 /// Replaces one value somewhere inside by something odd.
 fn mutate(value: &mut Value, noise: &mut Noise) {
     let odd = [
-        json!(null), json!(-1), json!(1e300), json!(""), json!("variable:v"), json!("variable:"), json!([]), json!({}),
-        json!("previous_result:"), json!("previous_result:a."), json!("constant:x"), json!("{}"), json!("{"), json!([[]]),
-        json!({"media_type": 1, "location": 2}), json!({"from_arguments": {}, "x_type": 1}), json!("builtin:"), json!("é\u{0}"),
+        json!(null),
+        json!(-1),
+        json!(1e300),
+        json!(""),
+        json!("variable:v"),
+        json!("variable:"),
+        json!([]),
+        json!({}),
+        json!("previous_result:"),
+        json!("previous_result:a."),
+        json!("constant:x"),
+        json!("{}"),
+        json!("{"),
+        json!([[]]),
+        json!({"media_type": 1, "location": 2}),
+        json!({"from_arguments": {}, "x_type": 1}),
+        json!("builtin:"),
+        json!("é\u{0}"),
     ];
     let children = match value {
         Value::Array(items) => items.len(),
@@ -501,12 +645,19 @@ fn no_document_makes_the_checks_panic() {
         }
         let catalog = catalog();
         let inputs = PlanInputs {
-            overrides: Map::new(), seed: None, catalog: &catalog, builtin_workflow: &builtin,
-            ancestors: Vec::new(), purpose: if round % 2 == 0 { Purpose::Run } else { Purpose::Validate },
+            overrides: Map::new(),
+            seed: None,
+            catalog: &catalog,
+            builtin_workflow: &builtin,
+            ancestors: Vec::new(),
+            purpose: if round % 2 == 0 { Purpose::Run } else { Purpose::Validate },
         };
         if let Ok(document) = Document::from_text(&text, Path::new("/tmp")) {
             let planned = build(&document, &inputs);
-            assert!(planned.map_or_else(|findings| !findings.is_empty(), |_| true), "an error without a finding: {text}");
+            assert!(
+                planned.map_or_else(|findings| !findings.is_empty(), |_| true),
+                "an error without a finding: {text}"
+            );
         }
     }
 }

@@ -225,7 +225,7 @@ fn explain_actions(pointer: &str, index: &str, value: &Value, found: &[&str]) ->
     let name = value.get("name").and_then(Value::as_str);
     let step = name.map_or_else(|| format!("step {index} (counted from 0)"), |name| format!("step `{name}`"));
     if found.is_empty() {
-        let keys = value.as_object().into_iter().flat_map(|object| object.keys());
+        let mut keys = value.as_object().into_iter().flat_map(|object| object.keys());
         let near = keys.find_map(|key| nearest(key, ACTIONS.iter().copied()).map(|near| (key, near)));
         let remedy = match near {
             Some((key, near)) => format!("did you mean `{near}` where it says `{key}`?"),

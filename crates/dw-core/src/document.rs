@@ -199,7 +199,9 @@ fn syntax_remedy(text: &str, offset: usize) -> Option<&'static str> {
     match rest.chars().next()? {
         '/' | '#' => Some("JSON has no comments"),
         '\'' => Some("JSON texts stand in double quotes"),
-        'N' | 'I' | 'n' if rest.starts_with("NaN") || rest.starts_with("Infinity") => Some("JSON has no NaN or Infinity"),
+        'N' | 'I' | 'n' if rest.starts_with("NaN") || rest.starts_with("Infinity") => {
+            Some("JSON has no NaN or Infinity")
+        }
         'T' | 'F' | 'N' => Some("JSON writes `true`, `false` and `null` in lower case"),
         '}' | ']' if before.ends_with(',') => Some("remove the comma before it"),
         _ => None,
@@ -284,7 +286,10 @@ mod tests {
     fn the_hash_is_over_the_bytes_and_a_byte_order_mark_is_skipped() {
         let document = parse("\u{feff}{}").expect("valid");
         assert_eq!(document.value, json!({}));
-        assert_eq!(parse("{}").expect("valid").sha256, "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a");
+        assert_eq!(
+            parse("{}").expect("valid").sha256,
+            "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+        );
         assert_ne!(document.sha256, parse("{}").expect("valid").sha256);
     }
 

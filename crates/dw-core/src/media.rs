@@ -293,8 +293,14 @@ mod tests {
     fn values_that_name_no_picture_are_errors_with_their_place() {
         let cases = [
             (json!({"image": 123}), "/image: Image specification must be a string, got a number"),
-            (json!({"image": {"invalid": "key"}}), "/image: Image dict must have 'location' key, got keys: ['invalid']"),
-            (json!({"a": [{"media_type": "audio", "location": "x"}]}), "/a/0: Unknown media_type 'audio' - use 'image' or 'video'"),
+            (
+                json!({"image": {"invalid": "key"}}),
+                "/image: Image dict must have 'location' key, got keys: ['invalid']",
+            ),
+            (
+                json!({"a": [{"media_type": "audio", "location": "x"}]}),
+                "/a/0: Unknown media_type 'audio' - use 'image' or 'video'",
+            ),
             (json!({"video": [true]}), "/video/0: Video specification must be a string, got true or false"),
         ];
         for (arguments, message) in cases {
@@ -308,7 +314,9 @@ mod tests {
         fs_err::write(folder.path().join("a.PNG"), "").expect("a file");
         fs_err::write(folder.path().join("notes.txt"), "").expect("a file");
         let locate = |location: &str| {
-            MediaSpec { kind: MediaKind::Image, location: location.into() }.locate(folder.path()).map_err(|e| e.to_string())
+            MediaSpec { kind: MediaKind::Image, location: location.into() }
+                .locate(folder.path())
+                .map_err(|e| e.to_string())
         };
         assert!(matches!(locate("a.PNG"), Ok(Location::File(_))));
         let absolute = folder.path().join("a.PNG").to_string_lossy().into_owned();

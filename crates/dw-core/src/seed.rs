@@ -42,7 +42,9 @@ impl<'de> Deserialize<'de> for Seed {
             }
             single => whole_number(single).map(Self::One),
         };
-        seed.ok_or_else(|| D::Error::custom(format!("expected a whole number or a list of them as seed, found `{value}`")))
+        seed.ok_or_else(|| {
+            D::Error::custom(format!("expected a whole number or a list of them as seed, found `{value}`"))
+        })
     }
 }
 

@@ -89,12 +89,10 @@ impl VariableError {
             Self::Unknown { name, declared } => {
                 nearest(name, declared.iter().map(String::as_str)).map(|near| format!("did you mean `{near}`?"))
             }
-            Self::NotFound { name, declared } => {
-                match nearest(name, declared.iter().map(String::as_str)) {
-                    Some(near) => Some(format!("did you mean `variable:{near}`?")),
-                    None => Some(format!("declare `{name}` under `variables`")),
-                }
-            }
+            Self::NotFound { name, declared } => match nearest(name, declared.iter().map(String::as_str)) {
+                Some(near) => Some(format!("did you mean `variable:{near}`?")),
+                None => Some(format!("declare `{name}` under `variables`")),
+            },
             Self::NoneDeclared(name) => Some(format!("declare `{name}` under `variables`, or leave the override out")),
             Self::Boolean { .. } => Some("write `true` or `false`".into()),
             Self::Type { remedy, .. } => remedy.clone(),
@@ -120,9 +118,16 @@ pub struct Substitution {
 }
 
 impl Bindings {
-    /// Binds declared variables. An override that is wrong leaves the default and is reported with its
-    /// name; a default that is wrong leaves the text as it stands.
-    pub fn new(declared: &Map<String, Value>, overrides: &Map<String, Value>) -> (Self, Vec<(String, VariableError)>) {
+    /// Binds declared variables (none where a document has no `variables`). An override that is wrong
+    /// leaves the default and is reported with its name; a default that is wrong leaves the text as it stands.
+    pub fn new(
+        declared: Option<&Map<String, Value>>,
+        overrides: &Map<String, Value>,
+    ) -> (Self, Vec<(String, VariableError)>) {
+        let Some(declared) = declared else {
+            let unknown = |name: &String| (name.clone(), VariableError::NoneDeclared(name.clone()));
+            return (Self::default(), overrides.keys().map(unknown).collect());
+        };
         let mut errors = Vec::new();
         let defaults = Defaults { declared, overridden: &Map::new() }.resolve_all(&mut errors);
         let mut overridden = Map::new();
@@ -345,7 +350,7 @@ mod tests {
     }
 
     fn bind(declared: Value, overrides: Value) -> (Bindings, Vec<(String, VariableError)>) {
-        Bindings::new(&map(declared), &map(overrides))
+        Bindings::new(Some(&map(declared)), &map(overrides))
     }
 
     fn substituted(declared: Value, mut value: Value) -> (Value, Vec<String>) {

@@ -17,7 +17,8 @@ use serde_json::{Map, Value};
 
 pub use configuration::{
     Cache, CacheType, CompileOptions, ComponentPlacement, ComponentsManager, GroupOffload, LayerwiseCasting,
-    LoadComponents, MagRatios, ModuleSettings, Offload, PipelineConfiguration, Residency, TeaCache, Tiling, VaeSettings,
+    LoadComponents, MagRatios, ModuleSettings, Offload, PipelineConfiguration, Residency, TeaCache, Tiling,
+    VaeSettings,
 };
 pub use pipeline::{
     Chain, Component, ComponentConfiguration, Continuity, ControlNet, FrameSnap, FromPretrained, IpAdapter, Lora,
@@ -26,7 +27,7 @@ pub use pipeline::{
 };
 pub use schema::{schema, strict_schema};
 pub use validate::check;
-pub(crate) use validate::{Complaint, Structure, describe, join_words, nearest};
+pub(crate) use validate::{Structure, describe, join_words, nearest};
 pub use values::{Dtype, Integer, NumberOrText, OneOrMany};
 
 use crate::seed::Seed;

@@ -140,7 +140,13 @@ fn split(text: &str) -> Vec<Value> {
 /// An item that stands for the type of all items; none when they differ or there are none.
 fn item_type(items: &[Value]) -> Option<&Value> {
     let kind = |value: &Value| match value {
-        Value::Number(number) => if number.is_f64() { 4 } else { 3 },
+        Value::Number(number) => {
+            if number.is_f64() {
+                4
+            } else {
+                3
+            }
+        }
         Value::Bool(_) => 1,
         Value::String(_) => 2,
         _ => 0,
@@ -167,7 +173,7 @@ mod tests {
             (json!(0), json!("1_000"), json!(1000)),
             (json!(0), json!(3.0), json!(3)),
             (json!(0), json!("18446744073709551615"), json!(u64::MAX)),
-            (json!(0.0), json!("3.14"), json!(3.14)),
+            (json!(0.0), json!("2.25"), json!(2.25)),
             (json!(0.0), json!("1e-3"), json!(0.001)),
             (json!(0.0), json!("2"), json!(2.0)),
             (json!(3.5), json!("4"), json!(4.0)),

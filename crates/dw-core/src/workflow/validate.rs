@@ -5,7 +5,10 @@
 
 use std::sync::LazyLock;
 
-use jsonschema::{JsonType, ValidationError, Validator, error::{TypeKind, ValidationErrorKind as Kind}};
+use jsonschema::{
+    JsonType, ValidationError, Validator,
+    error::{TypeKind, ValidationErrorKind as Kind},
+};
 use serde_json::Value;
 
 use super::schema::strict_schema;
@@ -22,8 +25,7 @@ const MOST_COMPLAINTS: usize = 200;
 
 /// Everything that is wrong with the structure of a document, in the order of its text.
 pub fn check(document: &Document) -> Vec<Finding> {
-    let tolerate =
-        |pointer: &str, value: &Value| is_variable(value) && !stands_for_structure(pointer);
+    let tolerate = |pointer: &str, value: &Value| is_variable(value) && !stands_for_structure(pointer);
     let complaints = Structure::strict().complaints(&document.value, &tolerate);
     let mut findings: Vec<Finding> = complaints.into_iter().map(|complaint| complaint.finding(document)).collect();
     crate::finding::settle(&mut findings);
@@ -100,7 +102,11 @@ impl<'a> Structure<'a> {
 
     /// What is wrong with `value`, less what `tolerate` passes over, up to [`MOST_COMPLAINTS`].
     pub(crate) fn complaints(&self, value: &Value, tolerate: Tolerate) -> Vec<Complaint> {
-        self.validator.iter_errors(value).flat_map(|error| self.explain(&error, tolerate)).take(MOST_COMPLAINTS).collect()
+        self.validator
+            .iter_errors(value)
+            .flat_map(|error| self.explain(&error, tolerate))
+            .take(MOST_COMPLAINTS)
+            .collect()
     }
 
     fn explain(&self, error: &ValidationError, tolerate: Tolerate) -> Vec<Complaint> {
@@ -124,10 +130,7 @@ impl<'a> Structure<'a> {
             }
             Kind::Enum { options } => {
                 let options: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-                let message = format!("{name} must be {}, found {}", join_words(&options, "or"), describe(value));
-                let near = value.as_str().and_then(|text| nearest(text, options.iter().copied()));
-                let remedy = near.map(|near| format!("did you mean `{near}`?"));
-                vec![Complaint::new("wrong-value", pointer, message).remedy(remedy)]
+                vec![wrong_word(pointer, value, &options)]
             }
             Kind::Type { kind } => vec![wrong_type(pointer, value, &types_of(kind))],
             Kind::MinItems { limit } => wrong("wrong-value", format!("{name} must have at least {limit} item(s)")),
@@ -150,13 +153,21 @@ impl<'a> Structure<'a> {
         let pointer = error.instance_path().as_str();
         let mismatch = |error: &ValidationError| error.instance_path().as_str() == pointer;
         let presence = |branch: &Vec<ValidationError<'static>>| {
-            branch.iter().all(|error| mismatch(error) && matches!(error.kind(), Kind::Required { .. } | Kind::Not { .. }))
+            branch
+                .iter()
+                .all(|error| mismatch(error) && matches!(error.kind(), Kind::Required { .. } | Kind::Not { .. }))
         };
         if context.iter().all(presence) {
             return vec![explain_presence(pointer, error.instance())];
         }
-        let branches: Vec<Vec<Complaint>> =
-            context.iter().map(|branch| branch.iter().flat_map(|error| self.explain(error, tolerate)).collect()).collect();
+        let options: Option<Vec<&str>> = context.iter().map(|branch| constant_of(branch, pointer)).collect();
+        if let Some(options) = options {
+            return vec![wrong_word(pointer, error.instance(), &options)];
+        }
+        let branches: Vec<Vec<Complaint>> = context
+            .iter()
+            .map(|branch| branch.iter().flat_map(|error| self.explain(error, tolerate)).collect())
+            .collect();
         if branches.iter().any(Vec::is_empty) {
             return Vec::new();
         }
@@ -166,14 +177,11 @@ impl<'a> Structure<'a> {
                 _ => None,
             })
         };
-        match context.iter().position(|branch| type_of_branch(branch).is_none()) {
-            Some(meant) => branches.into_iter().nth(meant).unwrap_or_default(),
-            None => {
-                let mut types: Vec<JsonType> = context.iter().filter_map(type_of_branch).flatten().collect();
-                types.dedup();
-                vec![wrong_type(pointer, error.instance(), &types)]
-            }
+        if let Some(meant) = context.iter().position(|branch| type_of_branch(branch).is_none()) {
+            return branches.into_iter().nth(meant).unwrap_or_default();
         }
+        let types: Vec<JsonType> = context.iter().filter_map(type_of_branch).flatten().collect();
+        vec![wrong_type(pointer, error.instance(), &types)]
     }
 
     fn unknown_key(&self, error: &ValidationError, pointer: &str, key: &str) -> Complaint {
@@ -181,20 +189,16 @@ impl<'a> Structure<'a> {
         let known = self.schema.pointer(&format!("{owner}/properties")).and_then(Value::as_object);
         let near = known.and_then(|known| nearest(key, known.keys().map(String::as_str)));
         let message = format!("{} has no key `{key}`", owner_of(pointer));
-        Complaint {
-            at_key: true,
-            ..Complaint::new("unknown-key", &child_pointer(pointer, key), message)
-        }
-        .remedy(near.map(|near| format!("did you mean `{near}`?")))
+        Complaint { at_key: true, ..Complaint::new("unknown-key", &child_pointer(pointer, key), message) }
+            .remedy(near.map(|near| format!("did you mean `{near}`?")))
     }
 }
 
 /// Too few or too many of keys that exclude each other.
 fn explain_presence(pointer: &str, value: &Value) -> Complaint {
     let has = |keys: &[&'static str]| keys.iter().copied().filter(|key| value.get(*key).is_some()).collect::<Vec<_>>();
-    let complain = |code, message: String, remedy: &str| {
-        Complaint::new(code, pointer, message).remedy(Some(remedy.to_owned()))
-    };
+    let complain =
+        |code, message: String, remedy: &str| Complaint::new(code, pointer, message).remedy(Some(remedy.to_owned()));
     let exactly_one = |keys: &[&'static str], owner: &str, remedy: &str| match has(keys).as_slice() {
         [] => complain("missing-key", format!("{owner} has neither {}", join_words(keys, "nor")), remedy),
         found => complain("conflicting-keys", format!("{owner} has {}", join_words(found, "and")), remedy),
@@ -221,8 +225,8 @@ fn explain_actions(pointer: &str, index: &str, value: &Value, found: &[&str]) ->
     let name = value.get("name").and_then(Value::as_str);
     let step = name.map_or_else(|| format!("step {index} (counted from 0)"), |name| format!("step `{name}`"));
     if found.is_empty() {
-        let keys = value.as_object().into_iter().flat_map(|object| object.keys());
-        let near = keys.filter_map(|key| nearest(key, ACTIONS.iter().copied()).map(|near| (key, near))).next();
+        let mut keys = value.as_object().into_iter().flat_map(|object| object.keys());
+        let near = keys.find_map(|key| nearest(key, ACTIONS.iter().copied()).map(|near| (key, near)));
         let remedy = match near {
             Some((key, near)) => format!("did you mean `{near}` where it says `{key}`?"),
             None => format!("give it one of {}", join_words(ACTIONS, "or")),
@@ -233,6 +237,20 @@ fn explain_actions(pointer: &str, index: &str, value: &Value, found: &[&str]) ->
         let remedy = "a step has exactly one action; make a step of each".to_owned();
         Complaint::new("step-action", pointer, message).remedy(Some(remedy))
     }
+}
+
+/// The one text that a failed alternative would have allowed, if it is of that kind.
+fn constant_of<'a>(branch: &'a [ValidationError<'static>], pointer: &str) -> Option<&'a str> {
+    branch.iter().find_map(|error| match error.kind() {
+        Kind::Constant { expected_value } if error.instance_path().as_str() == pointer => expected_value.as_str(),
+        _ => None,
+    })
+}
+
+fn wrong_word(pointer: &str, value: &Value, options: &[&str]) -> Complaint {
+    let message = format!("{} must be {}, found {}", name_of(pointer), join_words(options, "or"), describe(value));
+    let near = value.as_str().and_then(|text| nearest(text, options.iter().copied()));
+    Complaint::new("wrong-value", pointer, message).remedy(near.map(|near| format!("did you mean `{near}`?")))
 }
 
 fn wrong_type(pointer: &str, value: &Value, types: &[JsonType]) -> Complaint {

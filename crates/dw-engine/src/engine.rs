@@ -191,7 +191,7 @@ fn inputs<'a>(request: &RunRequest, catalog: &'a Catalog, purpose: Purpose) -> P
 fn with_defaults(document: &Document, overrides: &Map<String, Value>) -> Value {
     let mut value = document.value.clone();
     if let Some(variables) = value.get_mut("variables").and_then(Value::as_object_mut) {
-        let (bindings, _) = Bindings::new(variables, overrides);
+        let (bindings, _) = Bindings::new(Some(&*variables), overrides);
         for (name, default) in variables.iter_mut().filter(|(name, _)| overrides.contains_key(*name)) {
             *default = bindings.get(name).cloned().unwrap_or_default();
         }

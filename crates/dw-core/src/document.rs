@@ -81,7 +81,8 @@ impl Document {
             single(broken("encoding", "the text is not UTF-8".into(), Some("save the file as UTF-8"), place))
         })?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let value = serde_json::from_str(text).map_err(|error| single(syntax_finding(text, &error, file.clone())))?;
+        let value = serde_json::from_str(&scan::with_finite_numbers(text))
+            .map_err(|error| single(syntax_finding(text, &error, file.clone())))?;
         let base_dir = std::path::absolute(base_dir).unwrap_or_else(|_| base_dir.to_path_buf());
         let sha256 = Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         let mut document = Self { text: text.to_owned(), value, file, base_dir, sha256, warnings: Vec::new() };
@@ -199,9 +200,7 @@ fn syntax_remedy(text: &str, offset: usize) -> Option<&'static str> {
     match rest.chars().next()? {
         '/' | '#' => Some("JSON has no comments"),
         '\'' => Some("JSON texts stand in double quotes"),
-        'N' | 'I' | 'n' if rest.starts_with("NaN") || rest.starts_with("Infinity") => {
-            Some("JSON has no NaN or Infinity")
-        }
+        'N' if rest.starts_with("NaN") => Some("JSON has no NaN"),
         'T' | 'F' | 'N' => Some("JSON writes `true`, `false` and `null` in lower case"),
         '}' | ']' if before.ends_with(',') => Some("remove the comma before it"),
         _ => None,
@@ -253,6 +252,17 @@ mod tests {
             assert!(found.message.contains(part), "{found}");
             assert_eq!(found.code, "syntax");
         }
+    }
+
+    #[test]
+    fn infinities_of_python_are_read_as_the_largest_numbers_without_moving_places() {
+        let document =
+            parse("{\"low\": -Infinity, \"high\":Infinity, \"text\": \"a Infinity \\\" -Infinity\", \"é\": 1}");
+        let document = document.expect("valid");
+        assert_eq!(document.value["low"], json!(-1.79e308));
+        assert_eq!(document.value["high"], json!(1.79e308));
+        assert_eq!(document.value["text"], "a Infinity \" -Infinity");
+        assert_eq!((document.place("/é").column, document.text.contains("-Infinity")), (77, true));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub const MAX_PATH_LENGTH: usize = 4096;
 pub const MAX_FILE_NAME_LENGTH: usize = 255;
 /// Largest workflow file, in bytes.
 pub const MAX_WORKFLOW_BYTES: u64 = 50 * 1024 * 1024;
+/// Most steps of a workflow.
+pub const MAX_STEPS: usize = 10_000;
 /// Longest variable name, in characters.
 pub const MAX_VARIABLE_NAME_LENGTH: usize = 100;
 /// Longest text given to a variable, in characters.

@@ -2,7 +2,7 @@
 //!
 //! Nothing is indexed ahead, so a large document costs no memory for positions nobody asks about.
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
 /// A key met on the walk.
 pub(super) struct Key<'a> {
@@ -62,6 +62,32 @@ pub(super) fn offset_of(text: &str, line: usize, column: usize) -> usize {
         offset -= 1;
     }
     offset
+}
+
+/// The text with the `Infinity` and `-Infinity` that Python writes (scheduler configurations have them) as
+/// numbers just below the largest, of the same length, so that places stay.
+pub(super) fn with_finite_numbers(text: &str) -> Cow<'_, str> {
+    const INFINITY: &str = "Infinity";
+    if !text.contains(INFINITY) {
+        return Cow::Borrowed(text);
+    }
+    let mut scanner = Scanner { text, at: 0 };
+    let mut finite = String::with_capacity(text.len());
+    let mut copied = 0;
+    while scanner.at < text.len() {
+        if scanner.peek() == b'"' {
+            scanner.string();
+        } else if text.as_bytes()[scanner.at..].starts_with(INFINITY.as_bytes()) {
+            finite.push_str(&text[copied..scanner.at]);
+            finite.push_str("1.79e308");
+            scanner.at += INFINITY.len();
+            copied = scanner.at;
+        } else {
+            scanner.at += 1;
+        }
+    }
+    finite.push_str(&text[copied..]);
+    Cow::Owned(finite)
 }
 
 struct Scanner<'a> {

@@ -112,10 +112,17 @@ fn check_types(
         }
     }
     let Some(structure) = Structure::new(&schema) else { return };
-    let tolerate = |inside: &str, value: &Value| {
-        late::is_late(value) || wrong_media.iter().any(|wrong| wrong.starts_with(inside) && !inside.is_empty())
+    let complaints = {
+        let tolerate = |inside: &str, value: &Value| {
+            // A variable that is null waits for its value; only a run has to know it.
+            let open = value.is_null() && report.purpose == Purpose::Validate;
+            late::is_late(value)
+                || (open && report.comes_from_variable(&format!("{pointer}{inside}")))
+                || (!inside.is_empty() && wrong_media.iter().any(|wrong| wrong.starts_with(inside)))
+        };
+        structure.complaints(&Value::Object(arguments.clone()), &tolerate)
     };
-    for complaint in structure.complaints(&Value::Object(arguments.clone()), &tolerate) {
+    for complaint in complaints {
         let place = format!("{pointer}{}", complaint.pointer);
         let finding = report.error("argument-type", &place, complaint.message);
         finding.remedy = complaint.remedy;

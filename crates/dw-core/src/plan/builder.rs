@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Plan, PlanInputs, PlannedStep, Purpose, late, step, subworkflow};
+use super::{Plan, PlanInputs, PlannedStep, Purpose, late, references, step, subworkflow};
 use crate::{
     document::{self, Document, child_pointer},
     finding::{self, Finding, Severity},
-    paths::{self, InputError},
+    paths::{self, InputError, MAX_STEPS},
     seed::Seed,
     variables::{self, Bindings, Substitution, VARIABLE_PREFIX, VariableError},
     workflow::{self, Structure},
@@ -61,7 +61,8 @@ impl Report<'_> {
         errors.into_iter().any(|finding| is_at_or_below(&finding.place.pointer, pointer))
     }
 
-    fn comes_from_variable(&self, pointer: &str) -> bool {
+    /// Whether the value at a pointer, or one around it, was put there by a variable.
+    pub(super) fn comes_from_variable(&self, pointer: &str) -> bool {
         self.substitutions.iter().any(|substitution| is_at_or_below(pointer, &substitution.pointer))
     }
 }
@@ -75,7 +76,8 @@ pub(super) fn build(document: &Document, inputs: &PlanInputs) -> Result<Plan, Ve
     let mut report = Report { document, purpose: inputs.purpose, findings: Vec::new(), substitutions: Vec::new() };
     report.findings.extend(document.warnings.iter().cloned());
     report.findings.extend(workflow::check(document));
-    if report.has_error_at("/steps") && !document.value["steps"].is_array() || !document.value.is_object() {
+    let steps = document.value.get("steps").and_then(Value::as_array).map(Vec::len);
+    if steps.is_none_or(|steps| steps > MAX_STEPS) {
         return Err(settled(report.findings));
     }
     check_id(&mut report);
@@ -193,6 +195,7 @@ fn plan_steps(report: &mut Report, inputs: &PlanInputs, ancestors: &[PathBuf], b
     let mut planned = Vec::with_capacity(steps.len());
     for (index, value) in steps.iter().enumerate() {
         let pointer = format!("/steps/{index}");
+        references::check_places(report, value, &pointer);
         match serde_json::from_value::<workflow::Step>(value.clone()) {
             Ok(typed) if step::has_one_action(&typed) => {
                 planned.push(step::plan(report, &mut context, index, typed));

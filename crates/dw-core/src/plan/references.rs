@@ -29,6 +29,39 @@ pub(super) fn check(report: &mut Report, context: &Context, index: usize, value:
     }
 }
 
+/// Says where a reference stands in a place that nothing fills in: anywhere but in the arguments of a step
+/// and in the prompts of its chain. Items of a task's `inputs` are plain text by definition.
+pub(super) fn check_places(report: &mut Report, step: &Value, pointer: &str) {
+    for (action, value) in step.as_object().into_iter().flatten() {
+        let pointer = child_pointer(pointer, action);
+        let Some(object) = value.as_object() else { continue };
+        for (key, value) in object.iter().filter(|(key, _)| !matches!(key.as_str(), "arguments" | "inputs")) {
+            check_place(report, value, &child_pointer(&pointer, key));
+        }
+    }
+}
+
+fn check_place(report: &mut Report, value: &Value, pointer: &str) {
+    match value {
+        Value::String(text) if text.starts_with("previous_result:") || text.starts_with("previous_results:") => {
+            let message = format!("`{text}` is not filled in here");
+            report.error("reference-place", pointer, message).remedy =
+                Some("results of steps can be used in the arguments of a step".into());
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                check_place(report, item, &child_pointer(pointer, &index.to_string()));
+            }
+        }
+        Value::Object(object) => {
+            for (key, item) in object.iter().filter(|(key, _)| key.as_str() != "prompts") {
+                check_place(report, item, &child_pointer(pointer, key));
+            }
+        }
+        _ => {}
+    }
+}
+
 fn check_text(report: &mut Report, context: &Context, index: usize, text: &str, pointer: &str) {
     let reference = text.strip_prefix("previous_result:").or_else(|| text.strip_prefix("previous_results:"));
     if let Some(reference) = reference {

@@ -238,6 +238,31 @@ fn references_name_steps_that_ran_before() {
 }
 
 #[test]
+fn references_outside_of_arguments_are_errors() {
+    let document = with(
+        workflow(json!([pipeline_step("a"), pipeline_step("b")])),
+        "/steps/1/pipeline/from_pretrained_arguments/model_name",
+        json!("previous_result:a"),
+    );
+    one(&document, "reference-place /steps/1/pipeline/from_pretrained_arguments/model_name");
+}
+
+#[test]
+fn a_variable_without_a_value_is_an_error_only_to_a_run() {
+    let step = with(pipeline_step("s"), "/pipeline/arguments/prompt", json!("variable:prompt"));
+    let document = json!({"id": "w", "variables": {"prompt": null}, "steps": [step]});
+    assert!(plan_in(Path::new("/tmp"), &document, json!({}), Purpose::Validate).is_ok());
+    one(&document, "argument-type /steps/0/pipeline/arguments/prompt");
+    assert!(plan(&document, json!({"prompt": "x"})).is_ok());
+}
+
+#[test]
+fn too_many_steps_are_one_finding() {
+    let step = json!({"name": "t", "task": {"command": "gather_inputs", "arguments": {}}});
+    one(&workflow(vec![step; 10_001].into()), "too-large /steps: too many steps: 10001 > 10000");
+}
+
+#[test]
 fn pipeline_references_name_earlier_pipeline_steps() {
     let reference =
         |name: &str| json!({"name": "r", "pipeline_reference": {"reference_name": name, "arguments": {"prompt": "x"}}});

@@ -15,16 +15,21 @@ use super::schema::strict_schema;
 use crate::{
     document::{Document, child_pointer},
     finding::{Finding, Severity},
+    paths::MAX_STEPS,
 };
 
 static STRICT: LazyLock<Structure<'static>> =
     LazyLock::new(|| Structure::new(strict_schema()).expect("a test compiles the schema that is generated here"));
 
 /// Beyond this many complaints nobody reads on, and finding each one's place costs a walk over the text.
-const MOST_COMPLAINTS: usize = 200;
+const MOST_COMPLAINTS: usize = 100;
 
 /// Everything that is wrong with the structure of a document, in the order of its text.
 pub fn check(document: &Document) -> Vec<Finding> {
+    let steps = document.value.get("steps").and_then(Value::as_array).map_or(0, Vec::len);
+    if steps > MAX_STEPS {
+        return vec![document.error("too-large", "/steps", format!("too many steps: {steps} > {MAX_STEPS}"))];
+    }
     let tolerate = |pointer: &str, value: &Value| is_variable(value) && !stands_for_structure(pointer);
     let complaints = Structure::strict().complaints(&document.value, &tolerate);
     let mut findings: Vec<Finding> = complaints.into_iter().map(|complaint| complaint.finding(document)).collect();

@@ -106,7 +106,7 @@ impl ClipTextModel {
         let size = config.hidden_size;
         let embeddings = root.pp("embeddings");
         let layers = (0..config.num_hidden_layers)
-            .map(|i| EncoderLayer::new(&Sizes::of(config), act, &root.pp("encoder.layers").pp(i)))
+            .map(|i| EncoderLayer::new(&Sizes::of_text(config), act, &root.pp("encoder.layers").pp(i)))
             .collect::<Result<_>>()?;
         // A projection that the configuration does not mention is taken when it fits, and left alone otherwise.
         let fitting = Shape::from((config.projection_dim, size));
@@ -206,7 +206,7 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    fn of(config: &ClipTextConfig) -> Self {
+    fn of_text(config: &ClipTextConfig) -> Self {
         Self {
             hidden: config.hidden_size,
             intermediate: config.intermediate_size,

@@ -60,6 +60,18 @@ impl Default for ClipVisionConfig {
     }
 }
 
+impl Sizes {
+    fn of_vision(config: &ClipVisionConfig) -> Self {
+        Self {
+            hidden: config.hidden_size,
+            intermediate: config.intermediate_size,
+            heads: config.num_attention_heads,
+            eps: config.layer_norm_eps,
+            is_causal: false,
+        }
+    }
+}
+
 /// What the encoder says about a batch of pictures.
 #[derive(Clone, Debug)]
 pub struct ClipVisionOutput {
@@ -102,17 +114,11 @@ impl ClipVisionModel {
             weights.clone()
         };
         let (size, eps) = (config.hidden_size, config.layer_norm_eps);
-        let sizes = Sizes {
-            hidden: size,
-            intermediate: config.intermediate_size,
-            heads: config.num_attention_heads,
-            eps,
-            is_causal: false,
-        };
+        let sizes = Sizes::of_vision(config);
         let embeddings = root.pp("embeddings");
         let patch = Conv2dOptions { kernel: config.patch_size, stride: config.patch_size, padding: 0, bias: false };
-        let patches = (config.image_size / config.patch_size).pow(2);
-        let projection = weights
+        let positions = (config.image_size / config.patch_size).pow(2) + 1;
+        let visual_projection = weights
             .contains("visual_projection.weight")
             .then(|| weights.pp("visual_projection").linear(size, config.projection_dim, false))
             .transpose()?;
@@ -121,14 +127,14 @@ impl ClipVisionModel {
             device: weights.device().clone(),
             class_embedding: embeddings.get(size, "class_embedding")?,
             patch_embedding: embeddings.pp("patch_embedding").conv2d(config.num_channels, size, patch)?,
-            position_embedding: embeddings.get((patches + 1, size), "position_embedding.weight")?,
+            position_embedding: embeddings.get((positions, size), "position_embedding.weight")?,
             // The misspelling is the published weights'.
             pre_layer_norm: root.pp("pre_layrnorm").layer_norm(size, eps)?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| EncoderLayer::new(&sizes, act, &root.pp("encoder.layers").pp(i)))
                 .collect::<Result<_>>()?,
             post_layer_norm: root.pp("post_layernorm").layer_norm(size, eps)?,
-            visual_projection: projection,
+            visual_projection,
             config: config.clone(),
         })
     }

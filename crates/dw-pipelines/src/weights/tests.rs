@@ -1,3 +1,5 @@
+//! What [`super::Weights`] promises about files, names and shapes.
+
 use super::*;
 
 /// The bytes of a safetensors file with this header and data.

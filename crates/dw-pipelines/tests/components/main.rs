@@ -5,6 +5,7 @@ mod clip;
 mod controlnet;
 mod unet;
 mod vae;
+mod variants;
 
 use std::path::{Path, PathBuf};
 
@@ -32,8 +33,11 @@ struct Case(Weights);
 
 impl Case {
     fn open(name: &str) -> Self {
-        let file = fixtures().join("components").join(format!("{name}.safetensors"));
-        Self(load(&[file]).expect("the fixture is there"))
+        Self::read(&fixtures().join("components").join(format!("{name}.safetensors")))
+    }
+
+    fn read(file: &Path) -> Self {
+        Self(load(&[file.to_owned()]).expect("the fixture is there"))
     }
 
     fn find(&self, name: &str) -> Option<Tensor> {
@@ -48,10 +52,13 @@ impl Case {
 
 /// Configuration and weights of one component of a model.
 fn component<C: DeserializeOwned>(model: &str, name: &str) -> (C, Weights) {
-    let dir = fixtures().join("models").join(model).join(name);
+    component_at(&fixtures().join("models").join(model).join(name))
+}
+
+fn component_at<C: DeserializeOwned>(dir: &Path) -> (C, Weights) {
     let config = std::fs::read_to_string(dir.join("config.json")).expect("the fixture has a configuration");
     let config = serde_json::from_str(&config).expect("the configuration is of this model");
-    let files = weight_files(&dir, None).expect("the fixture has weights");
+    let files = weight_files(dir, None).expect("the fixture has weights");
     (config, load(&files).expect("the weights are valid"))
 }
 

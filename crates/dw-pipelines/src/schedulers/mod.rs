@@ -9,6 +9,7 @@
 
 mod alphas;
 mod betas;
+mod brownian;
 mod cogvideox_ddim;
 mod config;
 mod ddim;
@@ -16,6 +17,7 @@ mod ddpm;
 mod deis_multistep;
 mod dpm_solver;
 mod dpmsolver_multistep;
+mod dpmsolver_sde;
 mod dpmsolver_singlestep;
 mod edm;
 mod edm_dpmsolver_multistep;

@@ -62,6 +62,7 @@ static MEANINGS: &[(&str, &str)] = &[
     ("max_image_seq_len", "Picture tokens at which the dynamic shift is `max_shift`."),
     ("invert_sigmas", "Run the flow the other way round, from 0 to 1."),
     ("stochastic_sampling", "Jump to a clean sample and back with fresh noise at each step."),
+    ("noise_sampler_seed", "Seed of the Brownian path; from the run's generators when none."),
     ("sigma_data", "Standard deviation of the data the model was trained on."),
     ("sigma_schedule", "The curve of the noise levels."),
     ("rho", "Exponent of the `karras` curve."),

@@ -6,13 +6,12 @@ use serde_json::{Map, Value};
 
 use super::{
     Scheduler, cogvideox_ddim::CogVideoXDdim, config, ddim::Ddim, ddpm::Ddpm, deis_multistep::DeisMultistep,
-    dpmsolver_multistep::DpmSolverMultistep, dpmsolver_singlestep::DpmSolverSinglestep,
+    dpmsolver_multistep::DpmSolverMultistep, dpmsolver_sde::DpmSolverSde, dpmsolver_singlestep::DpmSolverSinglestep,
     edm_dpmsolver_multistep::EdmDpmSolverMultistep, edm_euler::EdmEuler,
     euler_ancestral_discrete::EulerAncestralDiscrete, euler_discrete::EulerDiscrete,
     flow_match_euler_discrete::FlowMatchEulerDiscrete, flow_match_heun_discrete::FlowMatchHeunDiscrete,
-    heun_discrete::HeunDiscrete, k_dpm_2_ancestral_discrete::KDpm2AncestralDiscrete,
-    k_dpm_2_discrete::KDpm2Discrete, lcm::Lcm, lms_discrete::LmsDiscrete, options, pndm::Pndm, tcd::Tcd,
-    unipc_multistep::UniPcMultistep,
+    heun_discrete::HeunDiscrete, k_dpm_2_ancestral_discrete::KDpm2AncestralDiscrete, k_dpm_2_discrete::KDpm2Discrete,
+    lcm::Lcm, lms_discrete::LmsDiscrete, options, pndm::Pndm, tcd::Tcd, unipc_multistep::UniPcMultistep,
 };
 use crate::{Error, Result};
 
@@ -56,6 +55,7 @@ static CLASSES: &[SchedulerClass] = &[
     row::<DpmSolverMultistep>(
         "DPM++ 2M and, with `algorithm_type` `sde-dpmsolver++`, DPM++ 2M SDE; good from 15 steps",
     ),
+    row::<DpmSolverSde>("DPM++ SDE: noise from a Brownian path; two model calls for each step"),
     row::<DpmSolverSinglestep>("DPM++ 2S: like the multistep form, without memory across steps"),
     row::<EdmDpmSolverMultistep>("DPM++ 2M for models in the EDM formulation"),
     row::<EdmEuler>("Euler for models in the EDM formulation"),

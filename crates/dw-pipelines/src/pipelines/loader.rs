@@ -115,7 +115,9 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
         if !matches!(choice, ComponentChoice::Omit) && !names().any(|known| known == name) {
             let known = names().collect::<Vec<_>>().join("`, `");
             let class = implementation.class;
-            return Err(Error::Unsupported(format!("`{class}` has no component `{name}` in this build; it has `{known}`")));
+            return Err(Error::Unsupported(format!(
+                "`{class}` has no component `{name}` in this build; it has `{known}`"
+            )));
         }
     }
     if request.loras.is_empty() {
@@ -190,7 +192,8 @@ impl Planner<'_> {
         let name = slot.name;
         self.cache.shared(name).ok_or_else(|| {
             let names = self.cache.shared_names().collect::<Vec<_>>().join("`, `");
-            let so_far = if names.is_empty() { "nothing is shared yet".into() } else { format!("shared are `{names}`") };
+            let so_far =
+                if names.is_empty() { "nothing is shared yet".into() } else { format!("shared are `{names}`") };
             Error::Unsupported(format!(
                 "component `{name}` cannot be reused, because no earlier step shares it ({so_far}); add it to \
                  `shared_components` of the step that loads it"
@@ -233,7 +236,16 @@ impl Planner<'_> {
         let place = files.place(folder);
         let device = device::name(&self.request.device);
         let key = format!("{class}|{}|{}|{device}|{contents}", place.display(), dtype.as_str());
-        Ok(Planned { name: slot.name, kind: slot.kind, class: class.to_owned(), key, files, folder: folder.to_owned(), weights, dtype })
+        Ok(Planned {
+            name: slot.name,
+            kind: slot.kind,
+            class: class.to_owned(),
+            key,
+            files,
+            folder: folder.to_owned(),
+            weights,
+            dtype,
+        })
     }
 }
 
@@ -310,6 +322,14 @@ impl Planned {
     fn config<C: DeserializeOwned>(&self) -> Result<C> {
         let path = sub(&self.folder, "config.json");
         let config = self.files.require_json(&path)?;
+        if let Some(other) = config.get("_class_name").and_then(Value::as_str)
+            && !self.kind.classes().contains(&other)
+        {
+            return Err(Error::BadFile {
+                path: self.files.place(&path),
+                reason: format!("describes a `{other}`, not a `{}`; correct the folder of `{}`", self.class, self.name),
+            });
+        }
         serde_path_to_error::deserialize(without_nulls(config)).map_err(|error| Error::BadFile {
             path: self.files.place(&path),
             reason: format!("setting `{}` cannot be used: {}", error.path(), error.inner()),

@@ -1,7 +1,10 @@
 //! Whole calls against HuggingFace diffusers: the same tiny model, arguments and seed must give the same
 //! latents after every step and the same picture (`tests/parity/make.py` rebuilds the fixtures).
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device, Tensor};
 use dw_core::{arguments::Arguments, artifact::Artifact, cancel::CancellationToken, event::Silent, seed::Seed};
@@ -70,7 +73,7 @@ impl Case {
             variant: None,
             dtype: None,
             device: Device::Cpu,
-            components: Default::default(),
+            components: BTreeMap::new(),
             scheduler: self.scheduler(),
             loras: Vec::new(),
         }

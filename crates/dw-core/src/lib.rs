@@ -16,6 +16,7 @@ pub mod media;
 pub mod metadata;
 pub mod output;
 pub mod paths;
+pub mod picture;
 pub mod plan;
 pub mod references;
 pub mod seed;

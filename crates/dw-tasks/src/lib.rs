@@ -3,7 +3,20 @@
 //! One row per command in [`registry`]; each command declares its arguments as a struct, from which
 //! validation, documentation and the schema come. Knows no step, no model and no command line.
 
+mod arguments;
+mod border;
+mod canny;
+mod crop;
+mod frames;
+mod gather;
+mod picture;
+mod qr;
 pub mod registry;
+mod resize;
+#[cfg(test)]
+mod testing;
+mod text;
+mod watermark;
 
 use std::path::Path;
 

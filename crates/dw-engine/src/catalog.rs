@@ -1,0 +1,26 @@
+//! The catalogue of this build, from the registries of `dw-pipelines` and `dw-tasks`.
+
+use dw_core::catalog::{Catalog, CatalogEntry};
+
+/// Everything this build can run.
+pub fn catalog() -> Catalog {
+    Catalog {
+        pipelines: dw_pipelines::registry::classes()
+            .iter()
+            .map(|class| entry(class.name, class.summary, (class.schema)()))
+            .collect(),
+        schedulers: dw_pipelines::schedulers::classes()
+            .iter()
+            .map(|class| entry(class.name, class.summary, (class.schema)()))
+            .collect(),
+        tasks: dw_tasks::registry::tasks()
+            .iter()
+            .map(|task| entry(task.name, task.summary, (task.schema)()))
+            .collect(),
+        models: dw_pipelines::hub::builtin_models().iter().map(|model| model.name.to_owned()).collect(),
+    }
+}
+
+fn entry(name: &str, summary: &str, schema: serde_json::Value) -> CatalogEntry {
+    CatalogEntry { name: name.to_owned(), summary: summary.to_owned(), schema }
+}

@@ -1,0 +1,253 @@
+//! The pipelines of one workflow scope: from a step's typed description to a loaded pipeline, and the
+//! calls made on it.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::DType;
+use dw_core::{
+    arguments::Arguments,
+    artifact::Entry,
+    plan::{PipelineStep, PlannedStep, ReferenceStep},
+    seed::Seed,
+    workflow::{Component, Dtype, FromPretrained, Lora, NumberOrText},
+};
+use dw_pipelines::{
+    Error, Result,
+    pipelines::{ComponentCache, Pipeline},
+    request::{
+        ComponentChoice, ComponentRequest, Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest,
+    },
+    rng::{Generators, NoiseDialect},
+};
+use serde_json::Value;
+
+use crate::{
+    error::EngineError,
+    run::{Scope, Session, StepEvents, failed, pipeline_failed, stage},
+};
+
+/// What is said about a pipeline in the metadata of its pictures.
+#[derive(Clone, Default)]
+pub(crate) struct Facts {
+    pub(crate) model_name: Option<String>,
+    pub(crate) scheduler: Option<Value>,
+    pub(crate) loras: Option<Value>,
+}
+
+struct Loaded {
+    pipeline: Pipeline,
+    seed: Option<Seed>,
+    facts: Facts,
+}
+
+/// The pipelines that the steps of a scope have loaded, by step name.
+#[derive(Default)]
+pub(crate) struct LoadedPipelines(BTreeMap<String, Loaded>);
+
+/// The calls of one step on a pipeline: the generator advances from iteration to iteration.
+pub(crate) struct PipelineCall {
+    pipeline: String,
+    generators: Generators,
+    /// The seed the generator started from; none when the step asked for no generator.
+    pub(crate) seed: Option<Seed>,
+    pub(crate) facts: Facts,
+}
+
+impl LoadedPipelines {
+    /// One call.
+    pub(crate) fn run(&mut self, call: &mut PipelineCall, arguments: &Arguments, context: Context) -> Result<Entry> {
+        let loaded = self.0.get_mut(&call.pipeline).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "the pipeline of step `{}` was released before; remove its `release_pipeline`",
+                call.pipeline
+            ))
+        })?;
+        loaded.pipeline.run(arguments, &mut call.generators, context)
+    }
+
+    /// Unloads the pipeline of a step, and its components from the cache.
+    pub(crate) fn release(&mut self, step: &str, cache: &mut ComponentCache) {
+        let Some(loaded) = self.0.remove(step) else { return };
+        for component in loaded.pipeline.components() {
+            cache.release(&component.key);
+        }
+    }
+}
+
+impl Scope<'_> {
+    /// Loads the pipeline of a step and sets up its generator.
+    pub(crate) fn load_pipeline(
+        &mut self,
+        step: &PlannedStep,
+        description: &PipelineStep,
+        label: &str,
+        session: &mut Session,
+    ) -> std::result::Result<PipelineCall, EngineError> {
+        let started = std::time::Instant::now();
+        let events = StepEvents { step: label, inner: session.events };
+        let request = request(description, &self.plan.base_dir, session).map_err(|error| failed(label, "", error))?;
+        let context = Context { events: &events, cancel: session.cancel };
+        // The step's earlier pipeline goes first, so that two never need to fit at once.
+        self.pipelines.0.remove(&step.name);
+        let pipeline = Pipeline::load(&request, &session.engine.hub, &mut session.engine.cache, context)
+            .map_err(|error| pipeline_failed(label, "", error))?;
+        dw_core::event::EventSink::emit(&events, stage("load", started));
+        share(&pipeline, description, session).map_err(|message| failed(label, "", message))?;
+        let wants_generator = !description.configuration.no_generator.unwrap_or(false);
+        let seed = wants_generator.then(|| step.seed.clone().unwrap_or_else(|| self.seed.clone()));
+        let facts = facts(description);
+        let call = call(&step.name, seed.clone(), facts.clone(), session)?;
+        self.pipelines.0.insert(step.name.clone(), Loaded { pipeline, seed, facts });
+        Ok(call)
+    }
+
+    /// Sets up calls on the pipeline of an earlier step. It keeps that step's seed unless the step names
+    /// one itself.
+    pub(crate) fn refer_to_pipeline(
+        &mut self,
+        step: &PlannedStep,
+        reference: &ReferenceStep,
+        session: &Session,
+    ) -> std::result::Result<PipelineCall, EngineError> {
+        let loaded = self.pipelines.0.get(&reference.reference_name);
+        let seed = step.seed.clone().or_else(|| loaded.and_then(|loaded| loaded.seed.clone()));
+        let facts = loaded.map(|loaded| loaded.facts.clone()).unwrap_or_default();
+        call(&reference.reference_name, seed, facts, session)
+    }
+}
+
+fn call(
+    pipeline: &str,
+    seed: Option<Seed>,
+    facts: Facts,
+    session: &Session,
+) -> std::result::Result<PipelineCall, EngineError> {
+    let dialect = if session.engine.config.cuda_noise { NoiseDialect::CUDA } else { NoiseDialect::Cpu };
+    let start = match &seed {
+        Some(seed) => seed.clone(),
+        None => Seed::random().map_err(crate::engine::setup)?,
+    };
+    Ok(PipelineCall { pipeline: pipeline.to_owned(), generators: Generators::from_seed(&start, dialect), seed, facts })
+}
+
+/// Offers the components that the step shares to later steps.
+fn share(pipeline: &Pipeline, description: &PipelineStep, session: &mut Session) -> std::result::Result<(), String> {
+    for name in &description.shared_components {
+        let component = pipeline.component(name).ok_or_else(|| {
+            let names: Vec<_> = pipeline.components().into_iter().map(|component| component.name).collect();
+            format!("`{}` has no component `{name}` to share; it has {}", pipeline.class(), names.join(", "))
+        })?;
+        session.engine.cache.share(name, component);
+    }
+    Ok(())
+}
+
+fn facts(description: &PipelineStep) -> Facts {
+    Facts {
+        model_name: description.from_pretrained.model_name.clone(),
+        scheduler: description.scheduler.as_ref().and_then(|scheduler| serde_json::to_value(scheduler).ok()),
+        loras: (!description.loras.is_empty()).then(|| serde_json::to_value(&description.loras).ok()).flatten(),
+    }
+}
+
+fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Result<PipelineRequest> {
+    let from = &description.from_pretrained;
+    let device = match description.configuration.device.as_deref() {
+        Some(name) => dw_pipelines::device::pick(Some(name))?,
+        None => session.engine.device.clone(),
+    };
+    let mut components = BTreeMap::new();
+    for name in &description.omitted {
+        components.insert(name.clone(), ComponentChoice::Omit);
+    }
+    for (name, specs) in &description.components {
+        let requests = specs.iter().map(|spec| component(spec, base_dir)).collect::<Result<Vec<_>>>()?;
+        components.insert(name.clone(), ComponentChoice::Load(requests));
+    }
+    for name in &description.reused_components {
+        components.insert(name.clone(), ComponentChoice::Shared);
+    }
+    Ok(PipelineRequest {
+        class: description.class.clone(),
+        source: source(from, base_dir)?,
+        variant: from.variant.clone(),
+        dtype: from.torch_dtype.as_deref().map(dtype).transpose()?.flatten(),
+        device,
+        components,
+        scheduler: scheduler(description)?,
+        loras: description
+            .loras
+            .iter()
+            .enumerate()
+            .map(|(index, spec)| lora(index, spec, base_dir))
+            .collect::<Result<Vec<_>>>()?,
+    })
+}
+
+fn component(spec: &Component, base_dir: &Path) -> Result<ComponentRequest> {
+    let from = &spec.from_pretrained_arguments;
+    Ok(ComponentRequest {
+        class: spec.configuration.component_type.clone(),
+        source: source(from, base_dir)?,
+        subfolder: from.subfolder.clone(),
+        variant: from.variant.clone(),
+        dtype: from.torch_dtype.as_deref().map(dtype).transpose()?.flatten(),
+    })
+}
+
+/// Where the files of a pipeline or component come from.
+fn source(from: &FromPretrained, base_dir: &Path) -> Result<ModelSource> {
+    let named = |name: &str| ModelSource::named(name, from.revision.as_deref(), base_dir);
+    match (&from.model_name, &from.from_single_file) {
+        (Some(name), _) => Ok(named(name)),
+        (None, Some(file)) => Ok(ModelSource::SingleFile {
+            path: base_dir.join(file),
+            config: from.config.as_deref().map(|config| Box::new(named(config))),
+        }),
+        (None, None) => Err(Error::Unsupported(
+            "`from_pretrained_arguments` names no model; add `model_name` (a folder, `owner/name` or `builtin:NAME`)"
+                .into(),
+        )),
+    }
+}
+
+/// The type that `torch_dtype` names; none for `auto`.
+fn dtype(name: &str) -> Result<Option<DType>> {
+    match Dtype::parse(name) {
+        Some(Dtype::F32) => Ok(Some(DType::F32)),
+        Some(Dtype::F16) => Ok(Some(DType::F16)),
+        Some(Dtype::Bf16) => Ok(Some(DType::BF16)),
+        Some(Dtype::Auto) => Ok(None),
+        _ => Err(Error::Argument {
+            name: "torch_dtype".into(),
+            reason: format!("`{name}` is no type that models run in; use {}", Dtype::NAMES),
+        }),
+    }
+}
+
+fn scheduler(description: &PipelineStep) -> Result<Option<SchedulerRequest>> {
+    let Some(scheduler) = &description.scheduler else { return Ok(None) };
+    Ok(Some(SchedulerRequest {
+        class: scheduler.configuration.as_ref().map(|configuration| configuration.scheduler_type.clone()),
+        config: scheduler.from_config_args.clone().unwrap_or_default(),
+        shift: scheduler.shift.as_ref().map(|shift| number("scheduler.shift", shift)).transpose()?,
+    }))
+}
+
+fn lora(index: usize, spec: &Lora, base_dir: &Path) -> Result<LoraRequest> {
+    let revision = spec.rest.get("revision").and_then(Value::as_str);
+    Ok(LoraRequest {
+        source: ModelSource::named(&spec.model_name, revision, base_dir),
+        weight_name: spec.weight_name.clone(),
+        subfolder: spec.subfolder.clone(),
+        adapter_name: spec.adapter_name.clone().unwrap_or_else(|| index.to_string()),
+        scale: spec.scale.as_ref().map_or(Ok(1.0), |scale| number("loras.scale", scale))?,
+    })
+}
+
+fn number(name: &str, value: &NumberOrText) -> Result<f64> {
+    value.number().ok_or_else(|| Error::Argument {
+        name: name.into(),
+        reason: format!("`{}` is not a number", serde_json::to_string(value).unwrap_or_default()),
+    })
+}

@@ -147,6 +147,13 @@ impl JsonSchema for Texts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Pair(pub usize, pub usize);
 
+impl Pair {
+    /// The two numbers as conditioning takes them.
+    pub(crate) fn values(self) -> [f32; 2] {
+        [self.0 as f32, self.1 as f32]
+    }
+}
+
 impl<'de> Deserialize<'de> for Pair {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;

@@ -1,5 +1,5 @@
-//! The arguments that every latent text-to-image pipeline of the Stable Diffusion families takes, and
-//! the checks on them that need no model.
+//! The arguments that the pipelines of the Stable Diffusion families share, and the checks on them that
+//! need no model.
 
 use dw_core::arguments::ArtifactRef;
 use schemars::JsonSchema;
@@ -28,7 +28,7 @@ pub struct AttentionKwargs {
     pub scale: Option<f64>,
 }
 
-/// What the picture shows, how large it is, and how it is denoised.
+/// What the picture shows and how it is denoised.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Generation {
@@ -36,14 +36,6 @@ pub struct Generation {
     pub prompt: Option<Texts>,
     /// What the picture should not show. Used when `guidance_scale` is above 1.
     pub negative_prompt: Option<Texts>,
-    /// Height in pixels, a multiple of 8; the model's own size when not given.
-    #[serde(deserialize_with = "optional_positive")]
-    #[schemars(range(min = 1))]
-    pub height: Option<usize>,
-    /// Width in pixels, a multiple of 8; the model's own size when not given.
-    #[serde(deserialize_with = "optional_positive")]
-    #[schemars(range(min = 1))]
-    pub width: Option<usize>,
     /// How many denoising steps; more take longer and follow the model more closely.
     #[serde(deserialize_with = "positive")]
     #[schemars(range(min = 1))]
@@ -61,8 +53,6 @@ pub struct Generation {
     #[serde(deserialize_with = "positive")]
     #[schemars(range(min = 1))]
     pub num_images_per_prompt: usize,
-    /// Starting noise instead of drawn noise: an array `(pictures, channels, height / 8, width / 8)`.
-    pub latents: Option<ArtifactRef>,
     /// Encoded prompts instead of `prompt`: an array `(prompts, tokens, features)`.
     pub prompt_embeds: Option<ArtifactRef>,
     /// Encoded negative prompts instead of `negative_prompt`, of the same shape.
@@ -86,14 +76,11 @@ impl Default for Generation {
         Self {
             prompt: None,
             negative_prompt: None,
-            height: None,
-            width: None,
             num_inference_steps: 50,
             timesteps: None,
             sigmas: None,
             eta: 0.0,
             num_images_per_prompt: 1,
-            latents: None,
             prompt_embeds: None,
             negative_prompt_embeds: None,
             output_type: OutputType::Pil,
@@ -102,6 +89,22 @@ impl Default for Generation {
             cross_attention_kwargs: None,
         }
     }
+}
+
+/// How large the picture is and what it starts from.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Canvas {
+    /// Height in pixels, a multiple of 8; the model's own size when not given.
+    #[serde(deserialize_with = "optional_positive")]
+    #[schemars(range(min = 1))]
+    pub height: Option<usize>,
+    /// Width in pixels, a multiple of 8; the model's own size when not given.
+    #[serde(deserialize_with = "optional_positive")]
+    #[schemars(range(min = 1))]
+    pub width: Option<usize>,
+    /// Starting noise instead of drawn noise: an array `(pictures, channels, height / 8, width / 8)`.
+    pub latents: Option<ArtifactRef>,
 }
 
 /// The part of a schedule that only refining pipelines and their bases use.
@@ -156,7 +159,9 @@ impl Generation {
         }
         Ok(())
     }
+}
 
+impl Canvas {
     /// Height and width in pixels, checked to be multiples of `multiple`.
     pub(crate) fn size(&self, default: (usize, usize), multiple: usize) -> Result<(usize, usize)> {
         let (height, width) = (self.height.unwrap_or(default.0), self.width.unwrap_or(default.1));

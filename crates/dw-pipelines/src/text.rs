@@ -96,13 +96,6 @@ impl ClipTokenizer {
         self.max_length
     }
 
-    /// Lowers [`Self::max_length`] to what a text encoder has positions for.
-    #[must_use]
-    pub fn limited_to(mut self, positions: usize) -> Self {
-        self.max_length = self.max_length.min(positions);
-        self
-    }
-
     /// The ids of `text`. Text that does not fit is cut off before the end mark and reported.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
         let encoding = self.tokenizer.encode(text, false).map_err(|error| Error::Argument {

@@ -92,8 +92,16 @@ pub(crate) fn load(
     let mut planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = Vec::new();
     for slot in implementation.slots {
-        if let Some(origin) = planner.plan(*slot)? {
-            origins.push((slot.name, origin));
+        match planner.plan(*slot)? {
+            Some(origin) => origins.push((slot.name, origin)),
+            // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser.
+            None if slot.kind == Kind::Unet => {
+                let (class, name) = (implementation.class, slot.name);
+                return Err(Error::Unsupported(format!(
+                    "`{class}` needs the component `{name}`, which the model does not have or the step leaves out"
+                )));
+            }
+            None => {}
         }
     }
     let components = read_all(origins, &request.device, cache, context)?;
@@ -233,9 +241,8 @@ impl Planner<'_> {
             let contents = weights.fingerprint()? + &files.fingerprint(folder, &["config.json"])?;
             (Some(weights), contents)
         };
-        let place = files.place(folder);
         let device = device::name(&self.request.device);
-        let key = format!("{class}|{}|{}|{device}|{contents}", place.display(), dtype.as_str());
+        let key = format!("{class}|{}|{device}|{contents}", dtype.as_str());
         Ok(Planned {
             name: slot.name,
             kind: slot.kind,
@@ -277,7 +284,10 @@ fn read_all(
     for planned in missing {
         context.cancel.check()?;
         let component = Arc::new(planned.read(device, before, total, context)?);
-        before += planned.weights.as_ref().map_or(Ok(0), WeightFiles::bytes)?;
+        if let Some(weights) = &planned.weights {
+            before += weights.bytes()?;
+            context.events.emit(Event::Loading { component: planned.name.into(), bytes: before, total });
+        }
         cache.insert(Arc::clone(&component));
         components.insert(planned.name.to_owned(), component);
     }

@@ -52,6 +52,27 @@ pub struct Finding {
     pub place: Place,
 }
 
+impl Finding {
+    /// The same finding with the next thing to try.
+    #[must_use]
+    pub fn with_remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+/// Sorts findings by file and position and removes repetitions.
+pub(crate) fn settle(findings: &mut Vec<Finding>) {
+    let spot = |finding: &Finding| (finding.place.file.clone(), finding.place.line, finding.place.column);
+    findings.sort_by_key(spot);
+    let mut kept: Vec<Finding> = Vec::new();
+    for finding in findings.drain(..) {
+        if !kept.contains(&finding) {
+            kept.push(finding);
+        }
+    }
+    *findings = kept;
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = match self.severity {

@@ -424,7 +424,9 @@ mod tests {
         for url in ["https://example.com/a.jpg", "http://localhost:8080/api"] {
             assert_eq!(check_url(url), Ok(()), "{url}");
         }
-        for url in ["", "ftp://h/a", "file:///a", "javascript:alert(1)", "data:,x", "not-a-url", "https://", "http://:80/"] {
+        for url in
+            ["", "ftp://h/a", "file:///a", "javascript:alert(1)", "data:,x", "not-a-url", "https://", "http://:80/"]
+        {
             assert_eq!(kind(check_url(url)), Some(InputErrorKind::InvalidInput), "{url}");
         }
     }

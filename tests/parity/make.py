@@ -15,7 +15,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-MODELS = ["sd15", "sdxl", "sdxl-controlnet-a", "sdxl-controlnet-union", "sdxl-ip-adapter/models/image_encoder"]
+MODELS = ["sd15", "sdxl", "sdxl-refiner", "sdxl-controlnet-a", "sdxl-controlnet-union", "sdxl-ip-adapter/models/image_encoder"]
 
 # Files of a model that no test reads: `tokenizer.json` says the same.
 LEFT_OUT = {("sdxl", "vocab.json"), ("sdxl", "merges.txt")}
@@ -69,7 +69,19 @@ COMPONENTS = {
 }
 
 # Whole calls of a pipeline: every case whose name matches.
-CALLS = ["sd15_t2i_*", "sdxl_t2i_*", "sdxl_guidance_rescale", "sdxl_sched_*"]
+CALLS = [
+    "sd15_t2i_*",
+    "sd15_i2i",
+    "sdxl_t2i_*",
+    "sdxl_guidance_rescale",
+    "sdxl_sched_*",
+    "sdxl_i2i*",
+    "sdxl_refiner_i2i",
+    "sdxl_base_refiner_ensemble",
+]
+
+# The pictures that these calls start from.
+INPUTS = ["scene_64x64.png", "scene_96x64.png", "photo_75x53.png"]
 
 
 def read(path):
@@ -112,6 +124,9 @@ def main(reference):
             {name: tensors[name] for name in wanted if name in tensors},
         )
 
+    (HERE / "inputs").mkdir(exist_ok=True)
+    for name in INPUTS:
+        shutil.copyfile(reference / "inputs" / name, HERE / "inputs" / name)
     for pattern in CALLS:
         for folder in sorted((reference / "cases").glob(pattern)):
             call(folder)
@@ -122,23 +137,23 @@ def call(folder):
     """What a call was given, its latents after each step, and its pictures as bytes."""
     # JSON has no infinity; Python writes and reads one all the same.
     given = json.loads((folder / "case.json").read_text(), parse_constant=str)
-    kept = {key: given[key] for key in ["load", "call", "seed"]}
+    kept = {key: given[key] for key in ["load", "call", "seed", "stages"] if key in given}
     # In full: the classes' defaults are not those of the model's own scheduler.
-    if "scheduler" in kept["load"]:
+    if "scheduler" in kept.get("load", {}):
         kept["load"]["scheduler"] = given["scheduler_effective"]
     kept["tolerance_max_abs"] = {
-        name: value for name, value in given["tolerance_max_abs"].items() if name.startswith("latents")
+        name: value for name, value in given["tolerance_max_abs"].items() if "latents" in name
     }
     target = HERE / "cases" / folder.name
     target.mkdir(parents=True, exist_ok=True)
     (target / "case.json").write_text(json.dumps(kept, indent=1) + "\n")
     tensors = read(folder / "tensors.safetensors")
-    slim = {name: tensor for name, tensor in tensors.items() if name.startswith("latents.step")}
-    if "image" in tensors:
-        _, shape, data = tensors["image"]
+    slim = {name: tensor for name, tensor in tensors.items() if "latents.step" in name}
+    for name in tensors.keys() & {"image", "s1.image"}:
+        _, shape, data = tensors[name]
         values = struct.unpack(f"<{len(data) // 4}f", data)
         # round() rounds halves to even, as numpy does.
-        slim["image"] = ("U8", shape, bytes(round(value * 255) for value in values))
+        slim[name] = ("U8", shape, bytes(round(value * 255) for value in values))
     write(target / "tensors.safetensors", slim)
 
 

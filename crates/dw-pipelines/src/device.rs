@@ -60,7 +60,9 @@ fn metal(ordinal: usize) -> Result<Device> {
 }
 
 fn no_device(kind: &str, ordinal: usize, error: &candle_core::Error) -> Error {
-    Error::Unsupported(format!("device `{kind}:{ordinal}` cannot be used: {error}; try another index, or the device `cpu`"))
+    Error::Unsupported(format!(
+        "device `{kind}:{ordinal}` cannot be used: {error}; try another index, or the device `cpu`"
+    ))
 }
 
 fn unknown(name: &str) -> Error {

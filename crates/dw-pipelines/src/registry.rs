@@ -10,7 +10,7 @@ use crate::{
         arguments::{closest, merged_schema},
         components::Parts,
         loader::{Kind, Slot},
-        stable_diffusion, stable_diffusion_xl,
+        stable_diffusion, stable_diffusion_img2img, stable_diffusion_xl, stable_diffusion_xl_img2img,
     },
 };
 
@@ -31,8 +31,8 @@ enum Target {
     Class(Implementation),
     /// The class that the model names.
     OfModel,
-    /// The text-to-image class of the model's family.
-    TextToImage,
+    /// The class of the model's family for a task.
+    OfFamily(Task),
 }
 
 /// Runs one call of a class.
@@ -42,8 +42,18 @@ pub(crate) type Run = fn(&Parts, &Arguments, Surroundings<'_>) -> Result<Entry>;
 pub(crate) struct Implementation {
     pub(crate) class: &'static str,
     pub(crate) family: Family,
+    pub(crate) task: Task,
     pub(crate) slots: &'static [Slot],
     pub(crate) run: Run,
+}
+
+/// What a class makes out of what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Pictures from prompts.
+    TextToImage,
+    /// Pictures from prompts and pictures.
+    ImageToImage,
 }
 
 /// Models of one family can be run by all classes of that family.
@@ -58,7 +68,8 @@ pub(crate) enum Family {
 impl Family {
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
-        let is_other = ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
+        let is_other =
+            ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
         if class.starts_with("StableDiffusionXL") {
             Some(Self::StableDiffusionXl)
         } else if class.starts_with("StableDiffusion") && !is_other.iter().any(|other| class.starts_with(other)) {
@@ -89,7 +100,7 @@ static STABLE_DIFFUSION_XL_SLOTS: [Slot; 6] = [
     slot("vae", Kind::Vae),
 ];
 
-static CLASSES: [PipelineClass; 4] = [
+static CLASSES: [PipelineClass; 7] = [
     PipelineClass {
         name: "StableDiffusionXLPipeline",
         summary: "Text to image with Stable Diffusion XL and models of its architecture",
@@ -97,6 +108,7 @@ static CLASSES: [PipelineClass; 4] = [
         target: Target::Class(Implementation {
             class: "StableDiffusionXLPipeline",
             family: Family::StableDiffusionXl,
+            task: Task::TextToImage,
             slots: &STABLE_DIFFUSION_XL_SLOTS,
             run: stable_diffusion_xl::run,
         }),
@@ -108,21 +120,52 @@ static CLASSES: [PipelineClass; 4] = [
         target: Target::Class(Implementation {
             class: "StableDiffusionPipeline",
             family: Family::StableDiffusion,
+            task: Task::TextToImage,
             slots: &STABLE_DIFFUSION_SLOTS,
             run: stable_diffusion::run,
         }),
     },
     PipelineClass {
+        name: "StableDiffusionXLImg2ImgPipeline",
+        summary: "Image to image with Stable Diffusion XL, and its refiner",
+        schema: stable_diffusion_xl_img2img::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLImg2ImgPipeline",
+            family: Family::StableDiffusionXl,
+            task: Task::ImageToImage,
+            slots: &STABLE_DIFFUSION_XL_SLOTS,
+            run: stable_diffusion_xl_img2img::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionImg2ImgPipeline",
+        summary: "Image to image with Stable Diffusion 1.x and 2.x",
+        schema: stable_diffusion_img2img::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionImg2ImgPipeline",
+            family: Family::StableDiffusion,
+            task: Task::ImageToImage,
+            slots: &STABLE_DIFFUSION_SLOTS,
+            run: stable_diffusion_img2img::run,
+        }),
+    },
+    PipelineClass {
         name: "DiffusionPipeline",
         summary: "Whatever class the model's model_index.json names",
-        schema: || every_argument("DiffusionPipeline"),
+        schema: || every_argument("DiffusionPipeline", None),
         target: Target::OfModel,
     },
     PipelineClass {
         name: "AutoPipelineForText2Image",
         summary: "Text to image with whatever family the model belongs to",
-        schema: || every_argument("AutoPipelineForText2Image"),
-        target: Target::TextToImage,
+        schema: || every_argument("AutoPipelineForText2Image", Some(Task::TextToImage)),
+        target: Target::OfFamily(Task::TextToImage),
+    },
+    PipelineClass {
+        name: "AutoPipelineForImage2Image",
+        summary: "Image to image with whatever family the model belongs to",
+        schema: || every_argument("AutoPipelineForImage2Image", Some(Task::ImageToImage)),
+        target: Target::OfFamily(Task::ImageToImage),
     },
 ];
 
@@ -145,23 +188,27 @@ pub(crate) fn find(name: &str) -> Result<&'static PipelineClass> {
 fn implementations() -> impl Iterator<Item = &'static Implementation> {
     CLASSES.iter().filter_map(|class| match &class.target {
         Target::Class(implementation) => Some(implementation),
-        Target::OfModel | Target::TextToImage => None,
+        Target::OfModel | Target::OfFamily(_) => None,
     })
 }
 
-/// All arguments of all implemented classes: which of them count is known once the model is.
-fn every_argument(title: &str) -> Value {
-    let schemas: Vec<Value> = CLASSES
-        .iter()
-        .filter(|class| matches!(class.target, Target::Class(_)))
-        .map(|class| without_defaults((class.schema)()))
-        .collect();
+/// All arguments of all implemented classes for a task, or for every task: which of them count is known
+/// once the model is.
+fn every_argument(title: &str, task: Option<Task>) -> Value {
+    let counts = |target: &Target| match target {
+        Target::Class(implementation) => task.is_none_or(|task| task == implementation.task),
+        Target::OfModel | Target::OfFamily(_) => false,
+    };
+    let schemas: Vec<Value> =
+        CLASSES.iter().filter(|class| counts(&class.target)).map(|class| without_defaults((class.schema)())).collect();
     merged_schema(title, &schemas)
 }
 
 /// Defaults differ from class to class, so that a schema for several has none.
 fn without_defaults(mut schema: Value) -> Value {
-    for property in schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut()) {
+    for property in
+        schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut())
+    {
         if let Some(property) = property.as_object_mut() {
             property.remove("default");
         }
@@ -183,8 +230,8 @@ impl PipelineClass {
             Target::OfModel => implementations()
                 .find(|implementation| implementation.class == model_class)
                 .ok_or_else(|| not_implemented(model_class)),
-            Target::TextToImage => implementations()
-                .find(|implementation| Some(implementation.family) == family)
+            Target::OfFamily(task) => implementations()
+                .find(|implementation| Some(implementation.family) == family && implementation.task == *task)
                 .ok_or_else(|| not_implemented(model_class)),
         }
     }
@@ -215,6 +262,8 @@ mod tests {
         let auto = |model| resolved("AutoPipelineForText2Image", model);
         assert_eq!(auto("StableDiffusionXLImg2ImgPipeline").as_deref(), Ok("StableDiffusionXLPipeline"));
         assert_eq!(auto("StableDiffusionInpaintPipeline").as_deref(), Ok("StableDiffusionPipeline"));
+        let image = resolved("AutoPipelineForImage2Image", "StableDiffusionXLPipeline");
+        assert_eq!(image.as_deref(), Ok("StableDiffusionXLImg2ImgPipeline"));
     }
 
     #[test]

@@ -96,22 +96,16 @@ impl ClipTokenizer {
         self.max_length
     }
 
-    /// Lowers [`Self::max_length`] to what a text encoder has positions for.
-    #[must_use]
-    pub fn limited_to(mut self, positions: usize) -> Self {
-        self.max_length = self.max_length.min(positions);
-        self
-    }
-
     /// The ids of `text`. Text that does not fit is cut off before the end mark and reported.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let encoding = self
-            .tokenizer
-            .encode(text, false)
-            .map_err(|error| Error::Argument { name: "prompt".into(), reason: format!("cannot be tokenized: {error}") })?;
+        let encoding = self.tokenizer.encode(text, false).map_err(|error| Error::Argument {
+            name: "prompt".into(),
+            reason: format!("cannot be tokenized: {error}"),
+        })?;
         let room = self.max_length.saturating_sub(2);
         let kept = &encoding.get_ids()[..room.min(encoding.len())];
-        let lost = encoding.get_offsets().get(room).map(|&(start, _)| text.get(start..).unwrap_or(text).trim().to_owned());
+        let lost =
+            encoding.get_offsets().get(room).map(|&(start, _)| text.get(start..).unwrap_or(text).trim().to_owned());
         let mut ids = Vec::with_capacity(self.max_length);
         ids.push(self.begin);
         ids.extend_from_slice(kept);
@@ -132,10 +126,7 @@ struct SpecialTokens {
 impl SpecialTokens {
     fn new(files: &TokenizerFiles) -> Self {
         let named = |key: &str| {
-            [&files.config, &files.special_tokens_map]
-                .into_iter()
-                .flatten()
-                .find_map(|map| token_text(map.get(key)?))
+            [&files.config, &files.special_tokens_map].into_iter().flatten().find_map(|map| token_text(map.get(key)?))
         };
         let end = named("eos_token").unwrap_or_else(|| "<|endoftext|>".into());
         Self {

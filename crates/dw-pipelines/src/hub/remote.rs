@@ -75,7 +75,7 @@ impl HubModel {
             return Err(self.not_cached("the model"));
         }
         let info = self.ask(context)?;
-        self.commit = info.sha.clone();
+        self.commit.clone_from(&info.sha);
         let repo = Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned());
         Cache::new(self.hub.cache.clone()).repo(repo).create_ref(&self.commit)?;
         self.files.get_or_init(|| names(&info));
@@ -88,7 +88,7 @@ impl HubModel {
             return Ok(());
         }
         if self.hub.offline {
-            return Err(self.not_cached(&self.wanted(folder, need)));
+            return Err(self.not_cached(&wanted(folder, need)));
         }
         match need {
             Need::File(name) => self.fetch_required(&sub(folder, name), context),
@@ -112,15 +112,6 @@ impl HubModel {
             Need::File(name) => has(name),
             Need::Tokenizer => has("tokenizer.json") || (has("vocab.json") && has("merges.txt")),
             Need::Weights(variant) => has("config.json") && folder::weight_files(&dir, variant).is_ok(),
-        }
-    }
-
-    fn wanted(&self, folder: &str, need: Need<'_>) -> String {
-        match need {
-            Need::File(name) => format!("`{}`", sub(folder, name)),
-            Need::Tokenizer => format!("the tokenizer `{folder}`"),
-            Need::Weights(Some(variant)) => format!("the weights `{folder}` (variant `{variant}`)"),
-            Need::Weights(None) => format!("the weights `{folder}`"),
         }
     }
 
@@ -233,15 +224,30 @@ impl HubModel {
                  account that has access"
             ),
             (Some(404), ..) => {
-                format!("{what} does not exist on the hub at revision `{}`; check the name and the revision", self.commit)
+                format!(
+                    "{what} does not exist on the hub at revision `{}`; check the name and the revision",
+                    self.commit
+                )
             }
-            (Some(429), ..) => format!("the hub refuses {what} for now (too many requests); try again in a few minutes"),
+            (Some(429), ..) => {
+                format!("the hub refuses {what} for now (too many requests); try again in a few minutes")
+            }
             _ => format!(
                 "{what} could not be fetched from {}: {error}; check the network and try again (a started download \
                  goes on where it stopped), or use a local folder",
                 self.hub.endpoint
             ),
         })
+    }
+}
+
+/// What is missing, in words.
+fn wanted(folder: &str, need: Need<'_>) -> String {
+    match need {
+        Need::File(name) => format!("`{}`", sub(folder, name)),
+        Need::Tokenizer => format!("the tokenizer `{folder}`"),
+        Need::Weights(Some(variant)) => format!("the weights `{folder}` (variant `{variant}`)"),
+        Need::Weights(None) => format!("the weights `{folder}`"),
     }
 }
 
@@ -292,7 +298,9 @@ fn check_revision(revision: &str) -> Result<()> {
     if !revision.is_empty() && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.')) {
         return Ok(());
     }
-    Err(Error::Source(format!("`{revision}` is not a revision; use a branch, a tag or a commit, `main` for the newest")))
+    Err(Error::Source(format!(
+        "`{revision}` is not a revision; use a branch, a tag or a commit, `main` for the newest"
+    )))
 }
 
 /// What the downloading thread tells the waiting one.

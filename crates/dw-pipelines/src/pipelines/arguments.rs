@@ -61,7 +61,9 @@ fn property_names(schema: &Value) -> impl Iterator<Item = &str> {
 pub(crate) fn group<G: DeserializeOwned + JsonSchema>(arguments: &Arguments) -> Result<G> {
     let schema = group_schema::<G>();
     let given: Map<String, Value> = property_names(&schema)
-        .filter_map(|name| Some((name.to_owned(), arguments.values.get(name).filter(|value| !value.is_null())?.clone())))
+        .filter_map(|name| {
+            Some((name.to_owned(), arguments.values.get(name).filter(|value| !value.is_null())?.clone()))
+        })
         .collect();
     serde_path_to_error::deserialize(Value::Object(given)).map_err(|error| {
         let name = error.path().to_string();
@@ -144,6 +146,13 @@ impl JsonSchema for Texts {
 /// A pair of pixel numbers, height or vertical first: `[h, w]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Pair(pub usize, pub usize);
+
+impl Pair {
+    /// The two numbers as conditioning takes them.
+    pub(crate) fn values(self) -> [f32; 2] {
+        [self.0 as f32, self.1 as f32]
+    }
+}
 
 impl<'de> Deserialize<'de> for Pair {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -90,7 +90,11 @@ impl Parts {
     }
 
     /// The text encoder with its tokenizer; none when the model has no such encoder.
-    pub(crate) fn text_encoder(&self, encoder: &str, tokenizer: &str) -> Result<Option<(&ClipTokenizer, &ClipTextModel)>> {
+    pub(crate) fn text_encoder(
+        &self,
+        encoder: &str,
+        tokenizer: &str,
+    ) -> Result<Option<(&ClipTokenizer, &ClipTextModel)>> {
         let model = |name: &str| self.components.get(name).map(|component| &component.model);
         match (model(tokenizer), model(encoder)) {
             (_, None) => Ok(None),
@@ -105,7 +109,10 @@ impl Parts {
         Error::Unsupported(if is_there {
             format!("component `{name}` of `{}` is of the wrong kind; share or load the right one", self.class)
         } else {
-            format!("`{}` needs the component `{name}`, which the model does not have or the step leaves out", self.class)
+            format!(
+                "`{}` needs the component `{name}`, which the model does not have or the step leaves out",
+                self.class
+            )
         })
     }
 }

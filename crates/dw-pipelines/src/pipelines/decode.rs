@@ -1,8 +1,11 @@
 //! Latents to pictures: scaling, the autoencoder, and rounding to bytes.
 
 use candle_core::{DType, Tensor};
-use dw_core::artifact::{Array, Artifact};
-use image::{DynamicImage, RgbImage};
+use dw_core::{
+    artifact::{Array, Artifact},
+    picture::from_unit_floats,
+};
+use image::DynamicImage;
 
 use super::denoise::check_finite;
 use crate::{
@@ -39,32 +42,41 @@ pub(crate) fn decode(
         context.cancel.check()?;
         let picture = vae.decode(&latents.narrow(0, row, 1)?)?;
         check_finite("image", &picture, String::new)?;
-        pictures.push(Artifact::image(DynamicImage::ImageRgb8(to_rgb(&picture.squeeze(0)?)?)));
+        pictures.push(Artifact::image(to_picture(&picture.squeeze(0)?)?));
     }
     Ok(pictures)
 }
 
-/// The inverse of what encoding does to latents.
+/// Latents of the denoiser to latents of the autoencoder.
 fn unscaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Tensor> {
     let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
         return Ok((latents / config.scaling_factor)?);
     };
-    let channel = |values: &[f64]| -> Result<Tensor> {
-        let values = Tensor::new(values, latents.device())?.to_dtype(latents.dtype())?;
-        Ok(values.reshape((1, (), 1, 1))?)
-    };
-    let spread = (latents.broadcast_mul(&channel(std)?)? / config.scaling_factor)?;
-    Ok(spread.broadcast_add(&channel(mean)?)?)
+    let spread = (latents.broadcast_mul(&by_channel(std, latents)?)? / config.scaling_factor)?;
+    Ok(spread.broadcast_add(&by_channel(mean, latents)?)?)
 }
 
-/// A picture `(3, height, width)` in -1 to 1 as bytes, halves rounded to even as numpy does.
-fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
+/// Latents of the autoencoder to latents of the denoiser: the inverse of what [`decode`] does first.
+pub(crate) fn scaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Tensor> {
+    let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
+        return Ok((latents * config.scaling_factor)?);
+    };
+    let centred = (latents.broadcast_sub(&by_channel(mean, latents)?)? * config.scaling_factor)?;
+    Ok(centred.broadcast_div(&by_channel(std, latents)?)?)
+}
+
+/// One value for each channel, in the form and type of `like`: `(1, channels, 1, 1)`.
+fn by_channel(values: &[f64], like: &Tensor) -> Result<Tensor> {
+    let values = Tensor::new(values, like.device())?.to_dtype(like.dtype())?;
+    Ok(values.reshape((1, (), 1, 1))?)
+}
+
+/// A picture `(channels, height, width)` in -1 to 1 as bytes, halves rounded to even as numpy does.
+fn to_picture(picture: &Tensor) -> Result<DynamicImage> {
     let (channels, height, width) = picture.dims3()?;
-    let picture = ((picture.to_dtype(DType::F32)? * 0.5)? + 0.5)?.clamp(0f32, 1f32)?;
-    let picture = if channels == 1 { picture.repeat((3, 1, 1))? } else { picture };
+    let picture = ((picture.to_dtype(DType::F32)? * 0.5)? + 0.5)?;
     let values = picture.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
-    let bytes: Vec<u8> = values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect();
-    RgbImage::from_raw(width as u32, height as u32, bytes)
+    from_unit_floats(width as u32, height as u32, channels, &values)
         .ok_or_else(|| Error::Unsupported(format!("the autoencoder made a picture of {channels} channels, not 3")))
 }
 

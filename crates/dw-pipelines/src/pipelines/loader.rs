@@ -92,8 +92,16 @@ pub(crate) fn load(
     let mut planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = Vec::new();
     for slot in implementation.slots {
-        if let Some(origin) = planner.plan(*slot)? {
-            origins.push((slot.name, origin));
+        match planner.plan(*slot)? {
+            Some(origin) => origins.push((slot.name, origin)),
+            // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser.
+            None if slot.kind == Kind::Unet => {
+                let (class, name) = (implementation.class, slot.name);
+                return Err(Error::Unsupported(format!(
+                    "`{class}` needs the component `{name}`, which the model does not have or the step leaves out"
+                )));
+            }
+            None => {}
         }
     }
     let components = read_all(origins, &request.device, cache, context)?;
@@ -115,7 +123,9 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
         if !matches!(choice, ComponentChoice::Omit) && !names().any(|known| known == name) {
             let known = names().collect::<Vec<_>>().join("`, `");
             let class = implementation.class;
-            return Err(Error::Unsupported(format!("`{class}` has no component `{name}` in this build; it has `{known}`")));
+            return Err(Error::Unsupported(format!(
+                "`{class}` has no component `{name}` in this build; it has `{known}`"
+            )));
         }
     }
     if request.loras.is_empty() {
@@ -190,7 +200,8 @@ impl Planner<'_> {
         let name = slot.name;
         self.cache.shared(name).ok_or_else(|| {
             let names = self.cache.shared_names().collect::<Vec<_>>().join("`, `");
-            let so_far = if names.is_empty() { "nothing is shared yet".into() } else { format!("shared are `{names}`") };
+            let so_far =
+                if names.is_empty() { "nothing is shared yet".into() } else { format!("shared are `{names}`") };
             Error::Unsupported(format!(
                 "component `{name}` cannot be reused, because no earlier step shares it ({so_far}); add it to \
                  `shared_components` of the step that loads it"
@@ -230,10 +241,18 @@ impl Planner<'_> {
             let contents = weights.fingerprint()? + &files.fingerprint(folder, &["config.json"])?;
             (Some(weights), contents)
         };
-        let place = files.place(folder);
         let device = device::name(&self.request.device);
-        let key = format!("{class}|{}|{}|{device}|{contents}", place.display(), dtype.as_str());
-        Ok(Planned { name: slot.name, kind: slot.kind, class: class.to_owned(), key, files, folder: folder.to_owned(), weights, dtype })
+        let key = format!("{class}|{}|{device}|{contents}", dtype.as_str());
+        Ok(Planned {
+            name: slot.name,
+            kind: slot.kind,
+            class: class.to_owned(),
+            key,
+            files,
+            folder: folder.to_owned(),
+            weights,
+            dtype,
+        })
     }
 }
 
@@ -265,7 +284,10 @@ fn read_all(
     for planned in missing {
         context.cancel.check()?;
         let component = Arc::new(planned.read(device, before, total, context)?);
-        before += planned.weights.as_ref().map_or(Ok(0), WeightFiles::bytes)?;
+        if let Some(weights) = &planned.weights {
+            before += weights.bytes()?;
+            context.events.emit(Event::Loading { component: planned.name.into(), bytes: before, total });
+        }
         cache.insert(Arc::clone(&component));
         components.insert(planned.name.to_owned(), component);
     }
@@ -310,6 +332,14 @@ impl Planned {
     fn config<C: DeserializeOwned>(&self) -> Result<C> {
         let path = sub(&self.folder, "config.json");
         let config = self.files.require_json(&path)?;
+        if let Some(other) = config.get("_class_name").and_then(Value::as_str)
+            && !self.kind.classes().contains(&other)
+        {
+            return Err(Error::BadFile {
+                path: self.files.place(&path),
+                reason: format!("describes a `{other}`, not a `{}`; correct the folder of `{}`", self.class, self.name),
+            });
+        }
         serde_path_to_error::deserialize(without_nulls(config)).map_err(|error| Error::BadFile {
             path: self.files.place(&path),
             reason: format!("setting `{}` cannot be used: {}", error.path(), error.inner()),

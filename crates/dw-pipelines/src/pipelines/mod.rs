@@ -10,10 +10,13 @@ pub mod components;
 mod decode;
 mod denoise;
 mod guidance;
+mod image_to_image;
 pub(crate) mod loader;
 mod prompt;
 pub(crate) mod stable_diffusion;
+pub(crate) mod stable_diffusion_img2img;
 pub(crate) mod stable_diffusion_xl;
+pub(crate) mod stable_diffusion_xl_img2img;
 pub mod text_to_image;
 mod unet;
 

@@ -15,10 +15,10 @@ use super::{
     decode::Scaling,
     guidance::Guidance,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
-    text_to_image::{Generation, check_generators, one_for_each, refuse},
+    text_to_image::{Canvas, Generation, check_generators, one_for_each, refuse},
     unet::{
-        ConditionedUnet, Surroundings, TextToImage, batch, check_parts, is_guided, picture_size, set_timesteps,
-        stage_finished, timestep_cond,
+        ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
+        stage_finished, starting_noise, timestep_cond,
     },
 };
 use crate::{Result, request::Context};
@@ -26,11 +26,11 @@ use crate::{Result, request::Context};
 /// How strongly the prompt is followed.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct GuidanceArguments {
+pub(crate) struct GuidanceArguments {
     /// How strongly the prompt is followed. Above 1 each step also predicts without the prompt and takes twice
     /// as long.
     #[serde(deserialize_with = "number")]
-    pub guidance_scale: f64,
+    pub(crate) guidance_scale: f64,
 }
 
 impl Default for GuidanceArguments {
@@ -41,54 +41,73 @@ impl Default for GuidanceArguments {
 
 /// The arguments of the class.
 pub(crate) fn schema() -> Value {
-    merged_schema("StableDiffusionPipeline", &[group_schema::<Generation>(), group_schema::<GuidanceArguments>()])
+    let groups = [group_schema::<Generation>(), group_schema::<GuidanceArguments>(), group_schema::<Canvas>()];
+    merged_schema("StableDiffusionPipeline", &groups)
 }
 
 /// One call.
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
     let call: Generation = group(arguments)?;
+    let canvas: Canvas = group(arguments)?;
     let GuidanceArguments { guidance_scale } = group(arguments)?;
     call.check(guidance_scale)?;
     check_parts(parts, &call)?;
-    let size = picture_size(parts, &call, 64)?;
+    let size = picture_size(parts, &canvas, 64)?;
     let prompts = Prompts::new(parts, &call, arguments)?;
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
     let mut scheduler = parts.scheduler.create()?;
     set_timesteps(&mut *scheduler, &call)?;
 
+    let conditioned = condition(parts, &call, &prompts, guidance_scale, surroundings.context)?;
+    let sigma = scheduler.init_noise_sigma();
+    let latents = starting_noise(parts, arguments, &canvas, (pictures, size), surroundings.generators, sigma)?;
+    let indices = 0..scheduler.timesteps().len();
+    Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false }.run(
+        &conditioned,
+        latents,
+        &mut *scheduler,
+        surroundings,
+    )
+}
+
+/// The UNet with the encoded prompts.
+pub(crate) fn condition<'a>(
+    parts: &'a Parts,
+    call: &Generation,
+    prompts: &Prompts<'_>,
+    guidance_scale: f64,
+    context: Context<'_>,
+) -> Result<ConditionedUnet<'a>> {
     let started = Instant::now();
     let unet = parts.unet()?;
     let guided = is_guided(unet.config(), guidance_scale);
-    let (positive, negative) = prompts.encode(guided, surroundings.context)?;
-    stage_finished(surroundings.context, "encode prompt", started);
-
+    let (positive, negative) = prompts.encode(guided, context)?;
     let conditioned = ConditionedUnet {
         unet,
         encoder_hidden_states: batch(negative.as_ref(), &positive, unet.dtype())?,
         added: None,
-        timestep_cond: timestep_cond(parts, guidance_scale, pictures)?,
+        timestep_cond: timestep_cond(parts, guidance_scale, positive.dim(0)?)?,
         guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
     };
-    let steps = scheduler.timesteps().len();
-    let (scaling, upcast) = (Scaling::Factor, false);
-    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }
-        .generate(&conditioned, &mut *scheduler, surroundings)
+    stage_finished(context, "encode prompt", started);
+    Ok(conditioned)
 }
 
 /// What is to be encoded, checked.
-struct Prompts<'a> {
+pub(crate) struct Prompts<'a> {
     call: &'a Generation,
     encoder: Option<TextEncoder<'a>>,
-    count: usize,
+    /// How many prompts there are.
+    pub(crate) count: usize,
     negative: Option<Vec<String>>,
     prompt_embeds: Option<Tensor>,
     negative_prompt_embeds: Option<Tensor>,
 }
 
 impl<'a> Prompts<'a> {
-    fn new(parts: &'a Parts, call: &'a Generation, arguments: &Arguments) -> Result<Self> {
+    pub(crate) fn new(parts: &'a Parts, call: &'a Generation, arguments: &Arguments) -> Result<Self> {
         let given = |name: &str, handle| tensor(arguments, name, handle, parts.dtype, &parts.device);
         let prompt_embeds = call.prompt_embeds.map(|handle| given("prompt_embeds", handle)).transpose()?;
         let count = match (&call.prompt, &prompt_embeds) {
@@ -115,7 +134,9 @@ impl<'a> Prompts<'a> {
     fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let mut truncations = Truncations::new(context);
         let positive = match (&self.prompt_embeds, &self.call.prompt) {
-            (None, Some(prompt)) => self.embed("prompt_embeds", prompt.list(), self.call.clip_skip, &mut truncations)?,
+            (None, Some(prompt)) => {
+                self.embed("prompt_embeds", prompt.list(), self.call.clip_skip, &mut truncations)?
+            }
             (embeds, _) => embeds.clone().ok_or_else(|| refuse("prompt", "is missing"))?,
         };
         let negative = match &self.negative_prompt_embeds {

@@ -1,7 +1,7 @@
 //! Stable Diffusion XL text to image (diffusers `StableDiffusionXLPipeline`; Podell et al. 2023): two CLIP
 //! encoders, pooled text, and the sizes a training picture had as conditioning.
 
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use candle_core::Tensor;
 use dw_core::{
@@ -18,35 +18,30 @@ use super::{
     decode::Scaling,
     guidance::Guidance,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
-    text_to_image::{DenoisingEnd, Generation, check_generators, one_for_each, refuse},
+    text_to_image::{Canvas, DenoisingEnd, Generation, check_generators, one_for_each, refuse},
     unet::{
-        Added, ConditionedUnet, Surroundings, TextToImage, batch, check_parts, is_guided, picture_size, set_timesteps,
-        stage_finished, timestep_cond,
+        Added, ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
+        stage_finished, starting_noise, timestep_cond,
     },
 };
-use crate::{
-    Error, Result,
-    models::ClipTextOutput,
-    request::Context,
-    schedulers::Scheduler,
-};
+use crate::{Error, Result, models::ClipTextOutput, request::Context, schedulers::Scheduler};
 
 /// Guidance, the second encoder's prompts, pooled embeddings.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct XlPrompts {
+pub(crate) struct XlPrompts {
     /// How strongly the prompt is followed. Above 1 each step also predicts without the prompt and takes twice
     /// as long.
     #[serde(deserialize_with = "number")]
-    pub guidance_scale: f64,
+    pub(crate) guidance_scale: f64,
     /// The prompt for the second text encoder; `prompt` when not given.
-    pub prompt_2: Option<Texts>,
+    pub(crate) prompt_2: Option<Texts>,
     /// The negative prompt for the second text encoder; `negative_prompt` when not given.
-    pub negative_prompt_2: Option<Texts>,
+    pub(crate) negative_prompt_2: Option<Texts>,
     /// Pooled embeddings that go with `prompt_embeds`: an array `(prompts, features)`.
-    pub pooled_prompt_embeds: Option<ArtifactRef>,
+    pub(crate) pooled_prompt_embeds: Option<ArtifactRef>,
     /// Pooled embeddings that go with `negative_prompt_embeds`.
-    pub negative_pooled_prompt_embeds: Option<ArtifactRef>,
+    pub(crate) negative_pooled_prompt_embeds: Option<ArtifactRef>,
 }
 
 impl Default for XlPrompts {
@@ -64,20 +59,20 @@ impl Default for XlPrompts {
 /// What the model is told about size and crop of the picture (Podell et al. 2023, section 2.2).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct SizeConditioning {
+pub(crate) struct SizeConditioning {
     /// `[height, width]` the picture is said to have had before training; the picture's own when not given. Smaller
     /// looks upscaled.
-    pub original_size: Option<Pair>,
+    pub(crate) original_size: Option<Pair>,
     /// `[top, left]` the picture is said to be cropped at; `[0, 0]` is well centred.
-    pub crops_coords_top_left: Pair,
+    pub(crate) crops_coords_top_left: Pair,
     /// `[height, width]` the picture is said to have now; the picture's own when not given.
-    pub target_size: Option<Pair>,
+    pub(crate) target_size: Option<Pair>,
     /// `original_size` for the negative half; counts only together with `negative_target_size`.
-    pub negative_original_size: Option<Pair>,
+    pub(crate) negative_original_size: Option<Pair>,
     /// `crops_coords_top_left` for the negative half.
-    pub negative_crops_coords_top_left: Pair,
+    pub(crate) negative_crops_coords_top_left: Pair,
     /// `target_size` for the negative half; counts only together with `negative_original_size`.
-    pub negative_target_size: Option<Pair>,
+    pub(crate) negative_target_size: Option<Pair>,
 }
 
 impl Default for SizeConditioning {
@@ -97,6 +92,7 @@ impl Default for SizeConditioning {
 pub(crate) fn schema() -> Value {
     let groups = [
         group_schema::<Generation>(),
+        group_schema::<Canvas>(),
         group_schema::<XlPrompts>(),
         group_schema::<SizeConditioning>(),
         group_schema::<DenoisingEnd>(),
@@ -108,81 +104,104 @@ pub(crate) fn schema() -> Value {
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
     let call: Generation = group(arguments)?;
+    let canvas: Canvas = group(arguments)?;
     let xl: XlPrompts = group(arguments)?;
     let sizes: SizeConditioning = group(arguments)?;
     let DenoisingEnd { denoising_end } = group(arguments)?;
     call.check(xl.guidance_scale)?;
     check_parts(parts, &call)?;
-    let size = picture_size(parts, &call, 128)?;
+    let size = picture_size(parts, &canvas, 128)?;
     let prompts = Prompts::new(parts, &call, &xl, arguments)?;
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
     let mut scheduler = parts.scheduler.create()?;
     set_timesteps(&mut *scheduler, &call)?;
-    let steps = steps_until(&*scheduler, denoising_end)?;
+    let indices = until(&*scheduler, 0, denoising_end)?;
 
+    let time_ids = |guided| sizes.time_ids(size, guided, pictures);
+    let conditioned = condition(parts, &call, prompts, (xl.guidance_scale, &time_ids), surroundings.context)?;
+    let sigma = scheduler.init_noise_sigma();
+    let latents = starting_noise(parts, arguments, &canvas, (pictures, size), surroundings.generators, sigma)?;
+    Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true }.run(
+        &conditioned,
+        latents,
+        &mut *scheduler,
+        surroundings,
+    )
+}
+
+/// The UNet with the encoded prompts. `time_ids` gives the rows of numbers for a call with or without
+/// guidance.
+pub(crate) fn condition<'a>(
+    parts: &'a Parts,
+    call: &Generation,
+    prompts: Prompts<'_>,
+    (guidance_scale, time_ids): (f64, &dyn Fn(bool) -> Vec<Vec<f32>>),
+    context: Context<'_>,
+) -> Result<ConditionedUnet<'a>> {
     let started = Instant::now();
     let unet = parts.unet()?;
-    let guided = is_guided(unet.config(), xl.guidance_scale);
-    let (positive, negative) = prompts.encode(guided, surroundings.context)?;
-    stage_finished(surroundings.context, "encode prompt", started);
-
-    let dtype = unet.dtype();
-    let text_embeds = batch(negative.as_ref().map(|negative| &negative.pooled), &positive.pooled, dtype)?;
-    let time_ids = sizes.time_ids(size, guided, pictures, &text_embeds)?;
+    let (dtype, device) = (unet.dtype(), &parts.device);
+    let guided = is_guided(unet.config(), guidance_scale);
+    let (positive, negative) = prompts.encode(guided, context)?;
     let conditioned = ConditionedUnet {
         unet,
         encoder_hidden_states: batch(negative.as_ref().map(|negative| &negative.embeds), &positive.embeds, dtype)?,
-        added: Some(Added { text_embeds, time_ids }),
-        timestep_cond: timestep_cond(parts, xl.guidance_scale, pictures)?,
-        guidance: guided.then_some(Guidance { scale: xl.guidance_scale, rescale: call.guidance_rescale }),
+        added: Some(Added {
+            text_embeds: batch(negative.as_ref().map(|negative| &negative.pooled), &positive.pooled, dtype)?,
+            time_ids: Tensor::new(time_ids(guided), device)?.to_dtype(dtype)?,
+        }),
+        timestep_cond: timestep_cond(parts, guidance_scale, positive.embeds.dim(0)?)?,
+        guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
     };
-    let (scaling, upcast) = (Scaling::Statistics, true);
-    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }
-        .generate(&conditioned, &mut *scheduler, surroundings)
+    stage_finished(context, "encode prompt", started);
+    Ok(conditioned)
 }
 
-/// How many timesteps are run when denoising stops at a fraction of the training schedule; all when the
-/// fraction is not strictly between 0 and 1.
-fn steps_until(scheduler: &dyn Scheduler, denoising_end: Option<f64>) -> Result<usize> {
+/// The timesteps that are run from `start` on when denoising stops at a fraction of the training schedule;
+/// all of them when no fraction is given, or 1.
+pub(crate) fn until(scheduler: &dyn Scheduler, start: usize, denoising_end: Option<f64>) -> Result<Range<usize>> {
     let timesteps = scheduler.timesteps();
-    let Some(end) = denoising_end else { return Ok(timesteps.len()) };
-    if !(end > 0.0 && end < 1.0) {
-        return Err(refuse("denoising_end", format!("must lie between 0 and 1, found `{end}`; leave it out to denoise fully")));
-    }
-    let length = scheduler.num_train_timesteps() as f64;
-    let cutoff = (length - end * length).round_ties_even();
-    let steps = timesteps.iter().filter(|&&timestep| timestep >= cutoff).count();
+    let Some(end) = denoising_end.filter(|&end| end != 1.0) else { return Ok(start..timesteps.len()) };
+    let cutoff = cutoff("denoising_end", end, scheduler)?;
+    let steps = timesteps[start..].iter().filter(|&&timestep| timestep >= cutoff).count();
     if steps == 0 {
-        return Err(refuse("denoising_end", format!("`{end}` leaves no denoising step; use a larger value or more steps")));
+        let reason = format!("`{end}` leaves no denoising step; use a larger value or more steps");
+        return Err(refuse("denoising_end", reason));
     }
-    Ok(steps)
+    Ok(start..start + steps)
+}
+
+/// The timestep at which a fraction of the training schedule is denoised.
+pub(crate) fn cutoff(name: &str, fraction: f64, scheduler: &dyn Scheduler) -> Result<f64> {
+    if fraction > 0.0 && fraction < 1.0 {
+        let length = scheduler.num_train_timesteps() as f64;
+        return Ok((length - fraction * length).round_ties_even());
+    }
+    Err(refuse(name, format!("must lie between 0 and 1, found `{fraction}`; leave it out to denoise fully")))
 }
 
 impl SizeConditioning {
-    /// The six numbers for each row, height first: `(rows, 6)` in the type of `text_embeds`.
+    /// The six numbers for each row of the UNet's batch, height first.
     ///
     /// The reference repeats the pair (negative, positive) for each picture, so with differing negative sizes
     /// the rows of a batch alternate while the embeddings come in halves; that is kept.
-    fn time_ids(&self, size: (usize, usize), guided: bool, pictures: usize, text_embeds: &Tensor) -> Result<Tensor> {
+    fn time_ids(&self, size: (usize, usize), guided: bool, pictures: usize) -> Vec<Vec<f32>> {
         let own = Pair(size.0, size.1);
-        let row = |original: Pair, crop: Pair, target: Pair| {
-            [original.0, original.1, crop.0, crop.1, target.0, target.1].map(|value| value as f32)
-        };
+        let row = |original: Pair, crop: Pair, target: Pair| [original, crop, target].map(Pair::values).concat();
         let positive =
             row(self.original_size.unwrap_or(own), self.crops_coords_top_left, self.target_size.unwrap_or(own));
         let negative = match (self.negative_original_size, self.negative_target_size) {
             (Some(original), Some(target)) => row(original, self.negative_crops_coords_top_left, target),
-            _ => positive,
+            _ => positive.clone(),
         };
-        let pair: Vec<[f32; 6]> = if guided { vec![negative, positive] } else { vec![positive] };
-        let ids = Tensor::from_vec(pair.concat(), (pair.len(), 6), text_embeds.device())?.to_dtype(text_embeds.dtype())?;
-        Ok(ids.repeat((pictures, 1))?)
+        let pair = if guided { vec![negative, positive] } else { vec![positive] };
+        std::iter::repeat_n(pair, pictures).flatten().collect()
     }
 }
 
 /// Embeddings of prompts, one row for each picture.
-struct Embeddings {
+pub(crate) struct Embeddings {
     /// `(pictures, tokens, features)`.
     embeds: Tensor,
     /// `(pictures, features)`.
@@ -196,10 +215,11 @@ impl Embeddings {
 }
 
 /// What is to be encoded, checked.
-struct Prompts<'a> {
+pub(crate) struct Prompts<'a> {
     parts: &'a Parts,
     call: &'a Generation,
-    count: usize,
+    /// How many prompts there are.
+    pub(crate) count: usize,
     /// For each encoder, in order.
     positive: Option<[Vec<String>; 2]>,
     negative: Option<[Vec<String>; 2]>,
@@ -208,7 +228,7 @@ struct Prompts<'a> {
 }
 
 impl<'a> Prompts<'a> {
-    fn new(parts: &'a Parts, call: &'a Generation, xl: &XlPrompts, arguments: &Arguments) -> Result<Self> {
+    pub(crate) fn new(parts: &'a Parts, call: &'a Generation, xl: &XlPrompts, arguments: &Arguments) -> Result<Self> {
         let given = |name: &str, embeds: Option<ArtifactRef>, pooled: Option<ArtifactRef>| {
             given_embeddings(parts, arguments, name, embeds, pooled)
         };
@@ -255,7 +275,9 @@ impl<'a> Prompts<'a> {
             (Some(given), _) => Some(given),
             // The reference leaves the negative prompt's layer alone.
             (None, Some(texts)) => Some(embed(self.parts, texts, 0, &mut truncations)?),
-            (None, None) => Some(Embeddings { embeds: positive.embeds.zeros_like()?, pooled: positive.pooled.zeros_like()? }),
+            (None, None) => {
+                Some(Embeddings { embeds: positive.embeds.zeros_like()?, pooled: positive.pooled.zeros_like()? })
+            }
         };
         if let Some(negative) = &negative {
             same_shape("negative_prompt_embeds", &positive.embeds, &negative.embeds)?;
@@ -288,12 +310,19 @@ fn given_embeddings(
 
 /// Both encoders' states side by side, and the pooled state of the encoder that projects one. `skip` more
 /// layers than the usual one are left out.
-fn embed(parts: &Parts, texts: &[Vec<String>; 2], skip: usize, truncations: &mut Truncations<'_>) -> Result<Embeddings> {
+fn embed(
+    parts: &Parts,
+    texts: &[Vec<String>; 2],
+    skip: usize,
+    truncations: &mut Truncations<'_>,
+) -> Result<Embeddings> {
     let mut states = Vec::new();
     let mut pooled = None;
-    for (at, (encoder, tokenizer)) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")].iter().enumerate() {
+    for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
         let Some(encoder) = parts.text_encoder(encoder, tokenizer)?.map(TextEncoder::from) else { continue };
-        let output: ClipTextOutput = encoder.encode(&texts[at], truncations)?;
+        // The first encoder there is gets the first prompt: a refiner, which has the second one only, does not
+        // look at `prompt_2`.
+        let output: ClipTextOutput = encoder.encode(&texts[states.len()], truncations)?;
         states.push(hidden_state(&output, skip + 1)?.to_dtype(parts.dtype)?);
         pooled = pooled.or(output.text_embeds);
     }
@@ -308,8 +337,6 @@ fn embed(parts: &Parts, texts: &[Vec<String>; 2], skip: usize, truncations: &mut
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
-
     use super::*;
 
     #[test]
@@ -320,10 +347,8 @@ mod tests {
             negative_target_size: Some(Pair(64, 48)),
             ..SizeConditioning::default()
         };
-        let like = Tensor::zeros((4, 1), DType::F32, &Device::Cpu).expect("a small tensor");
-        let ids = sizes.time_ids((64, 48), true, 2, &like).expect("four rows");
+        let rows = sizes.time_ids((64, 48), true, 2);
         let (negative, positive) = ([32.0, 16.0, 0.0, 0.0, 64.0, 48.0], [128.0, 96.0, 0.0, 0.0, 64.0, 48.0]);
-        let rows = ids.to_vec2::<f32>().expect("rows");
         assert_eq!(rows, [negative, positive, negative, positive]);
     }
 }

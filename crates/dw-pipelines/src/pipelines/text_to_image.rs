@@ -1,11 +1,11 @@
-//! The arguments that every latent text-to-image pipeline of the Stable Diffusion families takes, and
-//! the checks on them that need no model.
+//! The arguments that the pipelines of the Stable Diffusion families share, and the checks on them that
+//! need no model.
 
 use dw_core::arguments::ArtifactRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::arguments::{Texts, optional_number, optional_numbers, optional_positive, optional_whole, number, positive};
+use super::arguments::{Texts, number, optional_number, optional_numbers, optional_positive, optional_whole, positive};
 use crate::{Error, Result, rng::Generators, schedulers::TimestepRequest};
 
 /// What a call returns.
@@ -28,7 +28,7 @@ pub struct AttentionKwargs {
     pub scale: Option<f64>,
 }
 
-/// What the picture shows, how large it is, and how it is denoised.
+/// What the picture shows and how it is denoised.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Generation {
@@ -36,14 +36,6 @@ pub struct Generation {
     pub prompt: Option<Texts>,
     /// What the picture should not show. Used when `guidance_scale` is above 1.
     pub negative_prompt: Option<Texts>,
-    /// Height in pixels, a multiple of 8; the model's own size when not given.
-    #[serde(deserialize_with = "optional_positive")]
-    #[schemars(range(min = 1))]
-    pub height: Option<usize>,
-    /// Width in pixels, a multiple of 8; the model's own size when not given.
-    #[serde(deserialize_with = "optional_positive")]
-    #[schemars(range(min = 1))]
-    pub width: Option<usize>,
     /// How many denoising steps; more take longer and follow the model more closely.
     #[serde(deserialize_with = "positive")]
     #[schemars(range(min = 1))]
@@ -61,8 +53,6 @@ pub struct Generation {
     #[serde(deserialize_with = "positive")]
     #[schemars(range(min = 1))]
     pub num_images_per_prompt: usize,
-    /// Starting noise instead of drawn noise: an array `(pictures, channels, height / 8, width / 8)`.
-    pub latents: Option<ArtifactRef>,
     /// Encoded prompts instead of `prompt`: an array `(prompts, tokens, features)`.
     pub prompt_embeds: Option<ArtifactRef>,
     /// Encoded negative prompts instead of `negative_prompt`, of the same shape.
@@ -86,14 +76,11 @@ impl Default for Generation {
         Self {
             prompt: None,
             negative_prompt: None,
-            height: None,
-            width: None,
             num_inference_steps: 50,
             timesteps: None,
             sigmas: None,
             eta: 0.0,
             num_images_per_prompt: 1,
-            latents: None,
             prompt_embeds: None,
             negative_prompt_embeds: None,
             output_type: OutputType::Pil,
@@ -102,6 +89,22 @@ impl Default for Generation {
             cross_attention_kwargs: None,
         }
     }
+}
+
+/// How large the picture is and what it starts from.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Canvas {
+    /// Height in pixels, a multiple of 8; the model's own size when not given.
+    #[serde(deserialize_with = "optional_positive")]
+    #[schemars(range(min = 1))]
+    pub height: Option<usize>,
+    /// Width in pixels, a multiple of 8; the model's own size when not given.
+    #[serde(deserialize_with = "optional_positive")]
+    #[schemars(range(min = 1))]
+    pub width: Option<usize>,
+    /// Starting noise instead of drawn noise: an array `(pictures, channels, height / 8, width / 8)`.
+    pub latents: Option<ArtifactRef>,
 }
 
 /// The part of a schedule that only refining pipelines and their bases use.
@@ -133,16 +136,22 @@ impl Generation {
     pub(crate) fn check(&self, guidance_scale: f64) -> Result<()> {
         match (&self.prompt, self.prompt_embeds) {
             (None, None) => return Err(refuse("prompt", "is missing; say what the picture should show")),
-            (Some(_), Some(_)) => return Err(refuse("prompt", "cannot be combined with `prompt_embeds`; give one of them")),
+            (Some(_), Some(_)) => {
+                return Err(refuse("prompt", "cannot be combined with `prompt_embeds`; give one of them"));
+            }
             _ => {}
         }
         if self.negative_prompt.is_some() && self.negative_prompt_embeds.is_some() {
-            return Err(refuse("negative_prompt", "cannot be combined with `negative_prompt_embeds`; give one of them"));
+            return Err(refuse(
+                "negative_prompt",
+                "cannot be combined with `negative_prompt_embeds`; give one of them",
+            ));
         }
         if self.timesteps.is_some() && self.sigmas.is_some() {
             return Err(refuse("timesteps", "cannot be combined with `sigmas`; give one of them"));
         }
-        for (name, value) in [("guidance_scale", guidance_scale), ("guidance_rescale", self.guidance_rescale), ("eta", self.eta)]
+        for (name, value) in
+            [("guidance_scale", guidance_scale), ("guidance_rescale", self.guidance_rescale), ("eta", self.eta)]
         {
             if !value.is_finite() {
                 return Err(refuse(name, format!("must be a finite number, found `{value}`")));
@@ -150,7 +159,9 @@ impl Generation {
         }
         Ok(())
     }
+}
 
+impl Canvas {
     /// Height and width in pixels, checked to be multiples of `multiple`.
     pub(crate) fn size(&self, default: (usize, usize), multiple: usize) -> Result<(usize, usize)> {
         let (height, width) = (self.height.unwrap_or(default.0), self.width.unwrap_or(default.1));
@@ -158,7 +169,10 @@ impl Generation {
             if value % multiple != 0 {
                 let (below, above) = (value / multiple * multiple, value.next_multiple_of(multiple));
                 let try_instead = if below == 0 { format!("`{above}`") } else { format!("`{below}` or `{above}`") };
-                return Err(refuse(name, format!("must be a multiple of {multiple}, found `{value}`; use {try_instead}")));
+                return Err(refuse(
+                    name,
+                    format!("must be a multiple of {multiple}, found `{value}`; use {try_instead}"),
+                ));
             }
         }
         Ok((height, width))

@@ -1,7 +1,7 @@
 //! A UNet with its conditioning: what both Stable Diffusion families do in each denoising step, and the
-//! rest of a text-to-image call around it.
+//! rest of a call around it.
 
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use candle_core::{DType, Tensor};
 use dw_core::{
@@ -16,7 +16,7 @@ use super::{
     decode::{Scaling, decode, latent_artifact},
     denoise::{Loop, Observer, initial_latents},
     guidance::{Guidance, guidance_embedding},
-    text_to_image::{Generation, OutputType, refuse},
+    text_to_image::{Canvas, Generation, OutputType, refuse},
 };
 use crate::{
     Error, Result,
@@ -95,69 +95,70 @@ pub(crate) fn timestep_cond(parts: &Parts, guidance_scale: f64, batch: usize) ->
 }
 
 /// How many pixels a latent stands for, per side.
-fn scale_factor(parts: &Parts) -> usize {
+pub(crate) fn scale_factor(parts: &Parts) -> usize {
     parts.vae().map_or(8, |vae| vae.config().scale_factor())
 }
 
 /// Height and width in pixels of a call; the UNet's training size when the call names none, and `fallback`
 /// latents when the UNet names none either.
-pub(crate) fn picture_size(parts: &Parts, call: &Generation, fallback: usize) -> Result<(usize, usize)> {
+pub(crate) fn picture_size(parts: &Parts, canvas: &Canvas, fallback: usize) -> Result<(usize, usize)> {
     let scale = scale_factor(parts);
     let (height, width) = match &parts.unet()?.config().sample_size {
         Some(OneOrMany::One(side)) => (*side, *side),
         Some(OneOrMany::Many(sides)) if sides.len() == 2 => (sides[0], sides[1]),
         _ => (fallback, fallback),
     };
-    call.size((height * scale, width * scale), scale.max(8))
+    canvas.size((height * scale, width * scale), scale.max(8))
 }
 
-/// What the two families' text-to-image calls have in common once prompts are checked.
-pub(crate) struct TextToImage<'a> {
+/// The noise a text-to-image call starts from, `(pictures, channels, height / 8, width / 8)`; `size` is
+/// height and width in pixels, `sigma` the scheduler's first noise level.
+pub(crate) fn starting_noise(
+    parts: &Parts,
+    arguments: &Arguments,
+    canvas: &Canvas,
+    (pictures, size): (usize, (usize, usize)),
+    generators: &mut Generators,
+    sigma: f64,
+) -> Result<Tensor> {
+    let (unet, scale) = (parts.unet()?, scale_factor(parts));
+    let shape = [pictures, unet.config().in_channels, size.0 / scale, size.1 / scale];
+    let (dtype, device) = (unet.dtype(), &parts.device);
+    let given = canvas.latents.map(|handle| tensor(arguments, "latents", handle, dtype, device));
+    initial_latents(given.transpose()?, &shape, (dtype, device), generators, sigma)
+}
+
+/// The part of a call after prompts are encoded and the first latents are there.
+pub(crate) struct Denoising<'a> {
     pub(crate) parts: &'a Parts,
     pub(crate) call: &'a Generation,
-    pub(crate) arguments: &'a Arguments,
-    pub(crate) pictures: usize,
-    /// Height and width in pixels.
-    pub(crate) size: (usize, usize),
-    /// How many of the scheduler's timesteps are run.
-    pub(crate) steps: usize,
+    /// Which of the scheduler's timesteps are run.
+    pub(crate) indices: Range<usize>,
     pub(crate) scaling: Scaling,
     /// Whether an autoencoder in float16 is widened for decoding.
     pub(crate) upcast: bool,
 }
 
-impl TextToImage<'_> {
-    /// Noise to pictures (or latents): the whole call after the prompts are encoded.
-    pub(crate) fn generate(
-        &self,
+impl Denoising<'_> {
+    /// Latents to pictures, or to clean latents when the call asks for them.
+    pub(crate) fn run(
+        self,
         unet: &ConditionedUnet<'_>,
+        latents: Tensor,
         scheduler: &mut dyn Scheduler,
         surroundings: Surroundings<'_>,
     ) -> Result<Entry> {
         let Surroundings { generators, context, observer } = surroundings;
         let started = Instant::now();
-        let latents = self.noise(unet.unet, scheduler.init_noise_sigma(), generators)?;
         let options = StepOptions { eta: Some(self.call.eta), ..StepOptions::default() };
-        let denoising = Loop { scheduler, indices: 0..self.steps, options, generators, context, observer };
+        let denoising = Loop { scheduler, indices: self.indices, options, generators, context, observer };
         let latents = denoising.run(latents, &mut |latents, timestep| unet.predict(latents, timestep))?;
         stage_finished(context, "denoise", started);
-        self.finish(&latents, context)
-    }
-
-    fn noise(&self, unet: &Unet2DConditionModel, sigma: f64, generators: &mut Generators) -> Result<Tensor> {
-        let scale = scale_factor(self.parts);
-        let shape = [self.pictures, unet.config().in_channels, self.size.0 / scale, self.size.1 / scale];
-        let (dtype, device) = (unet.dtype(), &self.parts.device);
-        let given = self.call.latents.map(|handle| tensor(self.arguments, "latents", handle, dtype, device));
-        initial_latents(given.transpose()?, &shape, (dtype, device), generators, sigma)
-    }
-
-    fn finish(&self, latents: &Tensor, context: Context<'_>) -> Result<Entry> {
         if self.call.output_type == OutputType::Latent {
-            return Ok(Entry::from(latent_artifact(latents)?));
+            return Ok(Entry::from(latent_artifact(&latents)?));
         }
         let started = Instant::now();
-        let artifacts: Vec<Artifact> = decode(self.parts.vae()?, latents, self.scaling, self.upcast, context)?;
+        let artifacts: Vec<Artifact> = decode(self.parts.vae()?, &latents, self.scaling, self.upcast, context)?;
         stage_finished(context, "decode", started);
         Ok(Entry { artifacts, properties: Vec::new() })
     }
@@ -168,8 +169,7 @@ pub(crate) fn check_parts(parts: &Parts, call: &Generation) -> Result<()> {
     let config = parts.unet()?.config();
     if config.in_channels != config.out_channels {
         return Err(Error::Unsupported(format!(
-            "this model's UNet reads {} channels and predicts {}: it is made for inpainting or editing, not for \
-             text to image; use the pipeline class it belongs to",
+            "this model's UNet reads {} channels and predicts {}: it is made for inpainting or editing; use the pipeline class it belongs to",
             config.in_channels, config.out_channels
         )));
     }
@@ -187,10 +187,19 @@ pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, call: &Generation) ->
     ] {
         if given && !accepted {
             let class = scheduler.class();
-            return Err(refuse(name, format!("`{class}` does not take them; use `num_inference_steps`, or another scheduler")));
+            return Err(refuse(
+                name,
+                format!("`{class}` does not take them; use `num_inference_steps`, or another scheduler"),
+            ));
         }
     }
     scheduler.set_timesteps(&call.timestep_request())
+}
+
+/// How many denoising steps a call asks for, by number or by list.
+pub(crate) fn steps(call: &Generation) -> usize {
+    let list = call.timesteps.as_ref().or(call.sigmas.as_ref());
+    list.map_or(call.num_inference_steps, Vec::len)
 }
 
 /// Converts embeddings to the denoiser's type, negative half first when there is one.

@@ -48,14 +48,20 @@ fn is_test(path: &Path) -> bool {
     matches!(path.file_name().and_then(|name| name.to_str()), Some("tests.rs" | "testing.rs"))
 }
 
+/// Fails with all complaints at once.
+fn settle(complaints: &[String]) {
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
 /// Complains about each source below the folders that says one of the words outside its tests.
 fn forbid(folders: &[&str], words: &[&str], why: &str) {
+    let mut complaints = Vec::new();
     for path in folders.iter().flat_map(|folder| files(folder, ".rs")).filter(|path| !is_test(path)) {
         let code = code(&path);
-        for word in words {
-            assert!(!code.contains(word), "{} says `{word}`: {why}", name(&path));
-        }
+        let said = words.iter().filter(|word| code.contains(**word));
+        complaints.extend(said.map(|word| format!("{} says `{word}`: {why}", name(&path))));
     }
+    settle(&complaints);
 }
 
 /// The packages that each package of Cargo.lock depends on, tests and all features included.
@@ -146,12 +152,18 @@ fn pipelines_and_tasks_return_artifacts_and_write_no_file() {
 
 #[test]
 fn every_source_says_what_it_is_for_and_none_is_two_files() {
+    let mut complaints = Vec::new();
     for path in files("crates", ".rs") {
         let source = text(&path);
-        assert!(source.starts_with("//! "), "{} does not begin with `//!`", name(&path));
         let lines = source.lines().count();
-        assert!(lines <= 800, "{} has {lines} lines; split it", name(&path));
+        if !source.starts_with("//! ") {
+            complaints.push(format!("{} does not begin with `//!`", name(&path)));
+        }
+        if lines > 800 {
+            complaints.push(format!("{} has {lines} lines; split it", name(&path)));
+        }
     }
+    settle(&complaints);
 }
 
 /// The pages of the repository: those at its root and those in docs, examples and tests.
@@ -176,18 +188,20 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn links_between_pages_lead_somewhere() {
+    let mut complaints = Vec::new();
     for path in pages() {
         let page = text(&path);
         for link in links(&page) {
             let (file, place) = link.split_once('#').unwrap_or((link, ""));
             let target = if file.is_empty() { path.clone() } else { path.with_file_name(file) };
-            assert!(target.exists(), "{} links to `{link}`, which is not there", name(&path));
-            if !place.is_empty() && target.extension().is_some_and(|ending| ending == "md") {
-                let found = text(&target).lines().any(|line| line.starts_with('#') && anchor(line) == place);
-                assert!(found, "{} links to `{link}`, a heading that is not there", name(&path));
+            let is_page = target.extension().is_some_and(|ending| ending == "md");
+            let has_place = || text(&target).lines().any(|line| line.starts_with('#') && anchor(line) == place);
+            if !target.exists() || (is_page && !place.is_empty() && !has_place()) {
+                complaints.push(format!("{} links to `{link}`, which is not there", name(&path)));
             }
         }
     }
+    settle(&complaints);
 }
 
 /// The dependencies that the manifests name, workspace members left out.

@@ -14,6 +14,8 @@ use std::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use scan::with_finite_numbers;
+
 use crate::{
     arguments::HANDLE_KEY,
     finding::{Finding, Place, Severity},
@@ -81,7 +83,7 @@ impl Document {
             single(broken("encoding", "the text is not UTF-8".into(), Some("save the file as UTF-8"), place))
         })?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let value = serde_json::from_str(&scan::with_finite_numbers(text))
+        let value = serde_json::from_str(&with_finite_numbers(text))
             .map_err(|error| single(syntax_finding(text, &error, file.clone())))?;
         let base_dir = std::path::absolute(base_dir).unwrap_or_else(|_| base_dir.to_path_buf());
         let sha256 = Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));

@@ -1,10 +1,11 @@
 //! Commands that bring things into a workflow: pictures from files and URLs, and plain values.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use dw_core::{
     arguments::ArtifactRef,
     artifact::Artifact,
+    paths::{Existence, IMAGE_EXTENSIONS, InputError, check_extension, check_url, resolve_path},
     picture::{decode, load},
 };
 use glob::{MatchOptions, Pattern};
@@ -16,9 +17,6 @@ use crate::{
     TaskError, TaskOutput,
     arguments::{Call, argument_error},
 };
-
-/// What the name of a picture file may end in.
-const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "gif", "bmp", "webp"];
 
 /// Arguments of `gather_images`.
 #[derive(Deserialize, JsonSchema)]
@@ -38,12 +36,11 @@ pub(crate) fn gather_images(arguments: Images, call: &Call) -> Result<TaskOutput
     let mut pictures = Vec::new();
     for path in arguments.glob.map_or(Ok(Vec::new()), |pattern| matches(&pattern, call.context.base_dir))? {
         call.context.cancel.check()?;
-        check_extension(&path)?;
         pictures.push(Artifact::image(load(&path).map_err(failed)?));
     }
     for url in arguments.urls {
         call.context.cancel.check()?;
-        check_url(&url)?;
+        check_url(&url).map_err(|error| argument_error("urls", format!("{error} (`{url}`)")))?;
         let bytes = (call.context.fetch)(&url).map_err(TaskError::Failed)?;
         pictures.push(Artifact::image(decode(&bytes, &url).map_err(failed)?));
     }
@@ -58,23 +55,27 @@ fn failed(error: impl std::fmt::Display) -> TaskError {
     TaskError::Failed(error.to_string())
 }
 
-/// The files that `pattern` matches, in the order of their paths.
+/// The pictures that `pattern` matches, in the order of their paths. Folders are passed over.
 fn matches(pattern: &str, base_dir: &Path) -> Result<Vec<PathBuf>, TaskError> {
-    check_pattern(pattern)?;
+    resolve_path(pattern, base_dir, Existence::Optional)
+        .map_err(|error| argument_error("glob", format!("{error} (`{pattern}`)")))?;
     let below_base = Path::new(&Pattern::escape(&base_dir.to_string_lossy())).join(pattern);
-    let found = files(&below_base.to_string_lossy())?;
-    if found.is_empty() { files(pattern) } else { Ok(found) }
+    let mut found = files(&below_base.to_string_lossy())?;
+    if found.is_empty() {
+        found = files(pattern)?;
+    }
+    for path in &found {
+        // What lies above the pattern is the caller's own folder, and may be called what it likes.
+        let below = path.strip_prefix(base_dir).ok().map(|written| (base_dir, written));
+        let (folder, written) = below.unwrap_or((Path::new(""), path));
+        check_picture(folder, written).map_err(|error| TaskError::Failed(format!("{error} (`{}`)", path.display())))?;
+    }
+    Ok(found)
 }
 
-/// `..` would let a workflow read outside the folders it names.
-fn check_pattern(pattern: &str) -> Result<(), TaskError> {
-    let parts = pattern.replace('\\', "/");
-    if Path::new(&parts).components().any(|part| part == Component::ParentDir) || parts.contains("..") {
-        let reason =
-            format!("`{pattern}` contains `..`; write an absolute path, or move the pictures below the workflow");
-        return Err(argument_error("glob", reason));
-    }
-    Ok(())
+fn check_picture(folder: &Path, written: &Path) -> Result<(), InputError> {
+    let path = resolve_path(&written.to_string_lossy(), folder, Existence::Required)?;
+    check_extension(&path, IMAGE_EXTENSIONS, "Image file")
 }
 
 fn files(pattern: &str) -> Result<Vec<PathBuf>, TaskError> {
@@ -85,32 +86,7 @@ fn files(pattern: &str) -> Result<Vec<PathBuf>, TaskError> {
     let mut found = paths.collect::<Result<Vec<_>, _>>().map_err(failed)?;
     found.retain(|path| !path.is_dir());
     found.sort();
-    match found.iter().find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".."))) {
-        Some(path) => Err(TaskError::Failed(format!("`{}` contains `..`; rename it", path.display()))),
-        None => Ok(found),
-    }
-}
-
-fn check_extension(path: &Path) -> Result<(), TaskError> {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
-    if EXTENSIONS.contains(&extension.as_str()) {
-        return Ok(());
-    }
-    let allowed = EXTENSIONS.map(|extension| format!(".{extension}")).join(", ");
-    let shown = if extension.is_empty() { String::new() } else { format!(".{extension}") };
-    Err(TaskError::Failed(format!(
-        "Image file extension not allowed: `{shown}` of `{}`; pictures end in {allowed}",
-        path.display()
-    )))
-}
-
-fn check_url(url: &str) -> Result<(), TaskError> {
-    let (scheme, rest) = url.split_once("://").unwrap_or_default();
-    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if matches!(scheme.to_ascii_lowercase().as_str(), "http" | "https") && !host.is_empty() {
-        return Ok(());
-    }
-    Err(argument_error("urls", format!("`{url}` is no `http://` or `https://` address; files on disk go into `glob`")))
+    Ok(found)
 }
 
 /// Any arguments at all.
@@ -218,10 +194,8 @@ mod tests {
         let pattern = "../../tests/parity/imageops/photo*.png".replace("../", "");
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository");
         assert_eq!(gather(&root, json!({"glob": pattern})).expect("one picture"), [75]);
-        assert_eq!(
-            gather(&base, json!({"glob": "Cargo.toml"})).expect_err("no picture").to_string().get(..36),
-            Some("Image file extension not allowed: `.")
-        );
+        let error = gather(&base, json!({"glob": "Cargo.toml"})).expect_err("no picture").to_string();
+        assert_eq!(error, "Image file extension not allowed: .toml (`Cargo.toml`)");
     }
 
     #[test]
@@ -239,7 +213,7 @@ mod tests {
         for (name, pattern) in [("x.svg", "*.svg"), ("x.txt", "*.txt"), ("README", "READ*")] {
             std::fs::write(base.join(name), "text").expect("a file can be written");
             let error = gather(&base, json!({ "glob": pattern })).expect_err("no picture").to_string();
-            assert!(error.starts_with("Image file extension not allowed: `"), "{error}");
+            assert!(error.starts_with("Image file extension not allowed: "), "{error}");
         }
     }
 
@@ -249,7 +223,7 @@ mod tests {
         std::fs::write(base.join("deep/x..y.png"), png(&DynamicImage::new_rgb8(1, 1))).expect("a file can be written");
         for pattern in ["../*.png", "deep/../*.png", "deep\\..\\*.png", "deep/*.png"] {
             let error = gather(&base, json!({ "glob": pattern })).expect_err("two dots").to_string();
-            assert!(error.contains("contains `..`"), "{pattern}: {error}");
+            assert!(error.contains("Path contains dangerous pattern matching `..`"), "{pattern}: {error}");
         }
     }
 

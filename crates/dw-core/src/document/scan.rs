@@ -66,7 +66,7 @@ pub(super) fn offset_of(text: &str, line: usize, column: usize) -> usize {
 
 /// The text with the `Infinity` and `-Infinity` that Python writes (scheduler configurations have them) as
 /// numbers just below the largest, of the same length, so that places stay.
-pub(super) fn with_finite_numbers(text: &str) -> Cow<'_, str> {
+pub fn with_finite_numbers(text: &str) -> Cow<'_, str> {
     const INFINITY: &str = "Infinity";
     if !text.contains(INFINITY) {
         return Cow::Borrowed(text);

@@ -126,8 +126,10 @@ impl Document {
             if reserved.len() + warnings.len() >= MOST_KEY_FINDINGS {
                 return;
             }
-            let (line, column) = scan::line_column(&self.text, key.offset);
-            let place = || Place { file: self.file.clone(), line, column, pointer: key.pointer.to_owned() };
+            let place = || {
+                let (line, column) = scan::line_column(&self.text, key.offset);
+                Place { file: self.file.clone(), line, column, pointer: key.pointer.to_owned() }
+            };
             if key.name == HANDLE_KEY {
                 let message = format!("`{HANDLE_KEY}` is a key that dw keeps for itself");
                 reserved.push(broken("reserved-key", message, Some("rename the key"), place()));

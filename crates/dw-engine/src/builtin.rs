@@ -6,7 +6,8 @@ macro_rules! workflows {
     };
 }
 
-const WORKFLOWS: &[(&str, &str)] = workflows!["augment_prompt.json", "describe_image.json", "h3_context_ir.json", "landscape.json", "test.json"];
+const WORKFLOWS: &[(&str, &str)] =
+    workflows!["augment_prompt.json", "describe_image.json", "h3_context_ir.json", "landscape.json", "test.json"];
 
 /// The text of the built-in workflow called `name` (with `.json`, without `builtin:`).
 pub fn workflow(name: &str) -> Option<&'static str> {

@@ -3,7 +3,7 @@
 use dw_core::catalog::{Catalog, CatalogEntry};
 
 /// Everything this build can run.
-pub fn catalog() -> Catalog {
+pub(crate) fn catalog() -> Catalog {
     Catalog {
         pipelines: dw_pipelines::registry::classes()
             .iter()
@@ -13,10 +13,7 @@ pub fn catalog() -> Catalog {
             .iter()
             .map(|class| entry(class.name, class.summary, (class.schema)()))
             .collect(),
-        tasks: dw_tasks::registry::tasks()
-            .iter()
-            .map(|task| entry(task.name, task.summary, (task.schema)()))
-            .collect(),
+        tasks: dw_tasks::registry::tasks().iter().map(|task| entry(task.name, task.summary, (task.schema)())).collect(),
         models: dw_pipelines::hub::builtin_models().iter().map(|model| model.name.to_owned()).collect(),
     }
 }

@@ -3,17 +3,17 @@
 use std::{io::Read, time::Duration};
 
 /// The largest picture file that is fetched, in bytes.
-pub const MAX_DOWNLOAD_BYTES: u64 = 256 * 1024 * 1024;
+pub(crate) const MAX_DOWNLOAD_BYTES: u64 = 256 * 1024 * 1024;
 
 /// How long a picture may take to arrive.
-pub const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The body behind an `http(s)` URL.
 ///
 /// # Errors
 /// A sentence that names the URL when dw is offline, the server refuses, the body is larger than
 /// [`MAX_DOWNLOAD_BYTES`], or it takes longer than [`DOWNLOAD_TIMEOUT`].
-pub fn fetch(url: &str, offline: bool) -> Result<Vec<u8>, String> {
+pub(crate) fn fetch(url: &str, offline: bool) -> Result<Vec<u8>, String> {
     if offline {
         return Err(format!("`{url}` was not fetched because dw is offline; save the picture and name its path"));
     }

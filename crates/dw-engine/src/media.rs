@@ -34,7 +34,12 @@ impl Media {
     }
 
     /// Replaces every media spec in the arguments `values` by a handle.
-    pub(crate) fn load(&mut self, values: &mut Map<String, Value>, base_dir: &Path, offline: bool) -> Result<(), String> {
+    pub(crate) fn load(
+        &mut self,
+        values: &mut Map<String, Value>,
+        base_dir: &Path,
+        offline: bool,
+    ) -> Result<(), String> {
         let errors = media::walk(values, &mut |spec, _| {
             self.handle(&spec, base_dir, offline).map(ArtifactRef::to_value).map_err(MediaError::Load)
         });

@@ -98,12 +98,11 @@ impl Engine {
             let source = ModelSource::named(name, from.revision.as_deref(), base_dir);
             ModelPreview { name: name.clone(), bytes: self.weight_bytes(&source, from.variant.as_deref()) }
         });
-        let elsewhere = from.from_single_file.iter().chain(
-            step.components.values().flatten().filter_map(|component| {
+        let elsewhere =
+            from.from_single_file.iter().chain(step.components.values().flatten().filter_map(|component| {
                 let from = &component.from_pretrained_arguments;
                 from.model_name.as_ref().or(from.from_single_file.as_ref())
-            }),
-        );
+            }));
         let loras = step.loras.iter().map(|lora| &lora.model_name);
         let others = elsewhere.chain(loras).map(|name| ModelPreview { name: name.clone(), bytes: None });
         own.chain(others).collect()

@@ -139,7 +139,9 @@ impl<'p> Scope<'p> {
             session.events.emit(Event::IterationStarted { step: label.clone(), iteration, iterations: count });
             let place = if count > 1 { format!(" (iteration {} of {count})", iteration + 1) } else { String::new() };
             let fresh = runner.call(self, &arguments, session, &place)?;
-            runner.save(&fresh, entries.len(), &arguments, self, session).map_err(|error| failed(&label, &place, error))?;
+            runner
+                .save(&fresh, entries.len(), &arguments, self, session)
+                .map_err(|error| failed(&label, &place, error))?;
             entries.extend(fresh);
         }
         let seed = runner.seed.clone();
@@ -257,11 +259,7 @@ impl<'s> StepRunner<'s> {
         let events = StepEvents { step: &self.label, inner: session.events };
         let metadata =
             spec.embeds_metadata(session.planned.request.metadata).then(|| self.metadata(arguments, scope, session));
-        let step = StepLabel {
-            workflow_id: &scope.plan.id,
-            step_name: &self.step.name,
-            step_index: self.step.index,
-        };
+        let step = StepLabel { workflow_id: &scope.plan.id, step_name: &self.step.name, step_index: self.step.index };
         for (offset, entry) in fresh.iter().enumerate() {
             let saved = session.writer.save(spec, step, before + offset, entry, metadata.as_ref());
             let saved = saved.map_err(|error| error.to_string())?;

@@ -9,6 +9,7 @@ use super::{
     references, subworkflow,
 };
 use crate::{
+    catalog::Catalog,
     document::child_pointer,
     paths,
     workflow::{Chain, Pipeline, PipelineReference, Step, Task, nearest},
@@ -200,17 +201,88 @@ fn find_pipeline(
     None
 }
 
+/// A command that this build does not have: a command of the format is for another build, anything else
+/// is a mistake.
+fn note_missing_task(report: &mut Report, catalog: &Catalog, command: &str, pointer: &str) {
+    let remedy = "`dw tasks` lists the commands";
+    if COMMANDS_OF_THE_FORMAT.contains(&command) {
+        let message = format!("this build of dw has no task `{command}`");
+        report.unsupported("unsupported-task", pointer, message).remedy = Some(remedy.to_owned());
+        return;
+    }
+    let near = nearest(command, catalog.tasks.iter().map(|entry| entry.name.as_str()));
+    let remedy = near.map_or_else(|| remedy.to_owned(), |near| format!("did you mean `{near}`?"));
+    report.error("unknown-task", pointer, format!("Unknown task command: '{command}'")).remedy = Some(remedy);
+}
+
+/// The commands that the workflow format knows, whether this build has them or not.
+const COMMANDS_OF_THE_FORMAT: &[&str] = &[
+    "add_border_and_mask",
+    "add_border_and_mask_with_size",
+    "add_watermark",
+    "anyline",
+    "batch_decode_post_process",
+    "canny",
+    "canny_cv",
+    "concat_videos",
+    "crop_square",
+    "crossfade_audio",
+    "depth",
+    "depth_estimator",
+    "depth_estimator_tensor",
+    "diffusion_upscale",
+    "dw_pose",
+    "extract_sections",
+    "format_chat_message",
+    "gather_images",
+    "gather_inputs",
+    "gather_videos",
+    "get_dict_value",
+    "get_first_frame",
+    "get_frame",
+    "get_image_size",
+    "get_last_frame",
+    "hed",
+    "image_to_text",
+    "interpolate_frames",
+    "leres",
+    "lineart",
+    "lineart_standard",
+    "midas",
+    "mlsd",
+    "normal_bae",
+    "openpose",
+    "pair_audio",
+    "pidi",
+    "qr_code",
+    "remove_background",
+    "resize_bucket",
+    "resize_center_crop",
+    "resize_rescale",
+    "resize_resample",
+    "restore_faces",
+    "sam",
+    "scribble",
+    "segment",
+    "segmentation",
+    "shuffle",
+    "slice_audio",
+    "strip_exif",
+    "teed",
+    "text_generation",
+    "upscale",
+    "video_frames",
+    "zoe",
+    "zoe_depth",
+];
+
 fn plan_task(report: &mut Report, context: &Context, index: usize, task: Task, pointer: &str) -> Option<Action> {
     /// Where a task runs; every command takes it.
     const ALWAYS: &[&str] = &["device"];
     let catalog = context.inputs.catalog;
     let entry = catalog.task(&task.command);
     if entry.is_none() {
-        let near = nearest(&task.command, catalog.tasks.iter().map(|entry| entry.name.as_str()));
-        let message = format!("Unknown task command: '{}'", task.command);
-        report.error("unknown-task", &child_pointer(pointer, "command"), message).remedy = Some(
-            near.map_or_else(|| "`dw tasks` lists the commands".to_owned(), |near| format!("did you mean `{near}`?")),
-        );
+        note_missing_task(report, catalog, &task.command, &child_pointer(pointer, "command"));
     }
     let owner = format!("the task `{}`", task.command);
     if let Some(arguments) = &task.arguments {

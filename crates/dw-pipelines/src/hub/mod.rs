@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use dw_core::document::with_finite_numbers;
 use serde_json::Value;
 
 pub use builtin::{BuiltinModel, builtin_models};
@@ -233,7 +234,8 @@ impl ModelFiles {
     /// A JSON file, or none when it is not there.
     pub fn read_json(&self, path: &str) -> Result<Option<Value>> {
         let Some(bytes) = self.read(path)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::BadFile {
+        let text = String::from_utf8_lossy(&bytes);
+        serde_json::from_str(&with_finite_numbers(&text)).map(Some).map_err(|error| Error::BadFile {
             path: self.place(path),
             reason: format!("is not valid JSON ({error}); fetch the model again"),
         })

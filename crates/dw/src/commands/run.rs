@@ -2,10 +2,7 @@
 
 use std::{fmt::Write, path::Path, sync::Arc};
 
-use dw_core::{
-    cancel::CancellationToken,
-    finding::Finding,
-};
+use dw_core::{cancel::CancellationToken, finding::Finding};
 use dw_engine::{Engine, EngineError, PlannedRun, Preview, RunRequest, Source};
 use fs_err as fs;
 

@@ -28,21 +28,27 @@ pub(crate) struct Border {
     image: ArtifactRef,
     /// How many times as large the canvas is in both directions; 1 adds nothing.
     #[serde(default = "one")]
+    #[schemars(range(min = 0.0))]
     zoom_all: f64,
     /// Border to add on the left, in widths of the picture.
     #[serde(default)]
+    #[schemars(range(min = 0.0))]
     zoom_left: f64,
     /// Border to add on the right, in widths of the picture.
     #[serde(default)]
+    #[schemars(range(min = 0.0))]
     zoom_right: f64,
     /// Border to add above, in heights of the picture.
     #[serde(default)]
+    #[schemars(range(min = 0.0))]
     zoom_up: f64,
     /// Border to add below, in heights of the picture.
     #[serde(default)]
+    #[schemars(range(min = 0.0))]
     zoom_down: f64,
     /// How far the mask reaches into the picture on each side, in sides of the picture.
     #[serde(default)]
+    #[schemars(range(min = 0.0, max = 0.5))]
     overlap: f64,
     /// Accepted and ignored: pictures are worked on by the CPU.
     #[serde(default, rename = "device")]
@@ -86,11 +92,14 @@ pub(crate) struct Canvas {
     /// The picture.
     image: ArtifactRef,
     /// Width of the canvas in pixels, rounded to a multiple of 32.
+    #[schemars(range(min = 1))]
     width: u32,
     /// Height of the canvas in pixels, rounded to a multiple of 32.
+    #[schemars(range(min = 1))]
     height: u32,
     /// How far the mask reaches into the picture on each side, in sides of the fitted picture.
     #[serde(default)]
+    #[schemars(range(min = 0.0, max = 0.5))]
     overlap: f64,
     /// Accepted and ignored: pictures are worked on by the CPU.
     #[serde(default, rename = "device")]

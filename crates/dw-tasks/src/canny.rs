@@ -24,9 +24,11 @@ pub(crate) struct Thresholds {
     image: ArtifactRef,
     /// Gradients up to this are no edge.
     #[serde(default = "low_threshold")]
+    #[schemars(range(min = 0.0))]
     low_threshold: f64,
     /// Gradients above this start an edge; those between the two continue one.
     #[serde(default = "high_threshold")]
+    #[schemars(range(min = 0.0))]
     high_threshold: f64,
     /// Accepted and ignored: pictures are worked on by the CPU.
     #[serde(default, rename = "device")]

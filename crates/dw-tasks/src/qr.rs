@@ -24,9 +24,11 @@ pub(crate) struct Message {
     qr_code_contents: String,
     /// Height in pixels. The code is square: the larger of height and width counts, rounded to a multiple of 64.
     #[serde(default = "side")]
+    #[schemars(range(min = 1))]
     height: u32,
     /// Width in pixels.
     #[serde(default = "side")]
+    #[schemars(range(min = 1))]
     width: u32,
 }
 

@@ -107,6 +107,7 @@ mod tests {
     fn a_schema_says_defaults_and_what_is_required() {
         let schema = (find("resize_rescale").expect("known").schema)();
         assert_eq!(schema["properties"]["width"]["default"], 768);
+        assert_eq!(schema["properties"]["width"]["minimum"], 1);
         assert_eq!(schema["required"], serde_json::json!(["image"]));
         assert_eq!(schema["additionalProperties"], Value::Bool(false));
     }

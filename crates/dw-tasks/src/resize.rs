@@ -23,9 +23,11 @@ pub(crate) struct Size {
     pub(crate) image: ArtifactRef,
     /// Height of the result in pixels.
     #[serde(default = "side")]
+    #[schemars(range(min = 1))]
     pub(crate) height: u32,
     /// Width of the result in pixels.
     #[serde(default = "side")]
+    #[schemars(range(min = 1))]
     pub(crate) width: u32,
     /// Accepted and ignored: pictures are worked on by the CPU.
     #[serde(default, rename = "device")]
@@ -58,6 +60,7 @@ pub(crate) struct Resample {
     image: ArtifactRef,
     /// Length of the short side in pixels, before rounding to a multiple of 64.
     #[serde(default = "resolution")]
+    #[schemars(range(min = 1))]
     resolution: u32,
     /// Accepted and ignored: pictures are worked on by the CPU.
     #[serde(default, rename = "device")]
@@ -103,6 +106,7 @@ pub(crate) struct Bucket {
     image: ArtifactRef,
     /// Length of the short side in pixels, before rounding to a multiple of `alignment`.
     #[serde(default = "resolution")]
+    #[schemars(range(min = 1))]
     resolution: u32,
     /// Aspect ratios to choose from, as `[width, height]` pairs; without them 1:1, 4:3, 3:4, 3:2, 2:3,
     /// 16:9, 9:16, 21:9 and 9:21.
@@ -110,6 +114,7 @@ pub(crate) struct Bucket {
     ratios: Option<Vec<[f64; 2]>>,
     /// What both sides are multiples of.
     #[serde(default = "alignment")]
+    #[schemars(range(min = 1))]
     alignment: u32,
     /// Accepted and ignored: pictures are worked on by the CPU.
     #[serde(default, rename = "device")]

@@ -36,6 +36,7 @@ pub(crate) struct Watermark {
     opacity: u8,
     /// Size of the font in pixels; 0 for a thirtieth of the picture's height, at least 12.
     #[serde(default)]
+    #[schemars(range(max = 2048))]
     font_size: u32,
     /// Distance from the picture's edges in pixels.
     #[serde(default = "margin")]

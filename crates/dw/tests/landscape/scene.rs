@@ -4,7 +4,7 @@
 use image::RgbImage;
 
 /// A picture of a landscape, sky above and ground below.
-pub struct Scene(pub RgbImage);
+pub(crate) struct Scene(pub(crate) RgbImage);
 
 impl Scene {
     /// The mean colour (red, green, blue) of the rows between two parts of the height, from the top.
@@ -20,18 +20,18 @@ impl Scene {
     }
 
     /// Red less blue in the sky above the horizon: far above 0 at sunset, far below at day.
-    pub fn warmth(&self) -> f64 {
+    pub(crate) fn warmth(&self) -> f64 {
         let [red, _, blue] = self.mean(0.25, 0.48);
         red - blue
     }
 
     /// The mean of all samples, 0 to 255.
-    pub fn brightness(&self) -> f64 {
+    pub(crate) fn brightness(&self) -> f64 {
         self.mean(0.0, 1.0).iter().sum::<f64>() / 3.0
     }
 
     /// How far samples lie from their mean: small when the picture shows nothing.
-    pub fn contrast(&self) -> f64 {
+    pub(crate) fn contrast(&self) -> f64 {
         let mean = self.brightness();
         let samples = self.0.as_raw();
         let squares: f64 = samples.iter().map(|&sample| (f64::from(sample) - mean).powi(2)).sum();
@@ -39,7 +39,7 @@ impl Scene {
     }
 
     /// What speaks against this being a sunset over the sea.
-    pub fn doubts_about_sunset_over_sea(&self) -> Vec<String> {
+    pub(crate) fn doubts_about_sunset_over_sea(&self) -> Vec<String> {
         let [sky, _, _] = self.mean(0.35, 0.48);
         let [sea, _, _] = self.mean(0.75, 0.95);
         let doubts = [

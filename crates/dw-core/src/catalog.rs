@@ -27,6 +27,9 @@ pub struct Catalog {
     pub tasks: Vec<CatalogEntry>,
     /// Models built into the program, as `builtin:NAME` names them (without the prefix).
     pub models: Vec<String>,
+    /// Keys of a pipeline that this build honours, as JSON pointers from the pipeline (`/loras`,
+    /// `/configuration/offload`): of those that are optional for a build.
+    pub features: Vec<String>,
 }
 
 impl Catalog {
@@ -38,6 +41,11 @@ impl Catalog {
     /// The scheduler class called `name`.
     pub fn scheduler(&self, name: &str) -> Option<&CatalogEntry> {
         self.schedulers.iter().find(|entry| entry.name == name)
+    }
+
+    /// Whether this build honours an optional key of a pipeline.
+    pub fn honours(&self, pointer: &str) -> bool {
+        self.features.iter().any(|feature| feature == pointer)
     }
 
     /// The task command called `name`.

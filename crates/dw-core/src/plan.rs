@@ -6,6 +6,7 @@
 mod arguments;
 mod builder;
 mod components;
+mod features;
 mod late;
 mod references;
 mod sources;

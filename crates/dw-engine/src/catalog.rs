@@ -15,8 +15,12 @@ pub(crate) fn catalog() -> Catalog {
             .collect(),
         tasks: dw_tasks::registry::tasks().iter().map(|task| entry(task.name, task.summary, (task.schema)())).collect(),
         models: dw_pipelines::hub::builtin_models().iter().map(|model| model.name.to_owned()).collect(),
+        features: FEATURES.iter().map(|feature| (*feature).to_owned()).collect(),
     }
 }
+
+/// Optional keys of a pipeline that this build honours.
+const FEATURES: &[&str] = &[];
 
 fn entry(name: &str, summary: &str, schema: serde_json::Value) -> CatalogEntry {
     CatalogEntry { name: name.to_owned(), summary: summary.to_owned(), schema }

@@ -1,7 +1,12 @@
 //! One run: the steps of a plan in order, each expanded into iterations, each iteration saved as soon
 //! as it is done. Sub-workflows are runs inside a run.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::LazyLock, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    time::Instant,
+};
 
 use dw_core::{
     arguments::Arguments,
@@ -264,6 +269,9 @@ impl<'s> StepRunner<'s> {
             let saved = session.writer.save(spec, step, before + offset, entry, metadata.as_ref());
             let saved = saved.map_err(|error| error.to_string())?;
             saved.warnings.into_iter().for_each(|message| events.emit(Event::Warning { message }));
+            for path in saved.overwritten.iter().filter(|path| session.files.contains(path)) {
+                events.emit(Event::Warning { message: written_twice(path) });
+            }
             for path in saved.files {
                 events.emit(Event::FileWritten { path: path.clone() });
                 session.files.push(path);
@@ -293,6 +301,15 @@ impl<'s> StepRunner<'s> {
         }
         metadata
     }
+}
+
+/// A sub-workflow that runs several times writes the same names each time.
+fn written_twice(path: &Path) -> String {
+    format!(
+        "`{}` replaced a file of this run: a sub-workflow that runs several times writes the same names each time; give \
+         the step that calls it a `result`, whose names count the iterations",
+        path.display()
+    )
 }
 
 fn run_task(

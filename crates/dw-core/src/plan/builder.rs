@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Plan, PlanInputs, PlannedStep, Purpose, late, references, step, subworkflow};
+use super::{Plan, PlanInputs, PlannedStep, Purpose, features, late, references, step, subworkflow};
 use crate::{
     document::{self, Document, child_pointer},
     finding::{self, Finding, Severity},
@@ -198,6 +198,9 @@ fn plan_steps(report: &mut Report, inputs: &PlanInputs, ancestors: &[PathBuf], b
         references::check_places(report, value, &pointer);
         match serde_json::from_value::<workflow::Step>(value.clone()) {
             Ok(typed) if step::has_one_action(&typed) => {
+                if let Some(pipeline) = value.get("pipeline") {
+                    features::check(report, inputs.catalog, pipeline, &format!("{pointer}/pipeline"));
+                }
                 planned.push(step::plan(report, &mut context, index, typed));
             }
             Ok(_) => planned.push(None),

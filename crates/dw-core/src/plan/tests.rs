@@ -9,6 +9,20 @@ fn entry(name: &str, schema: Value) -> CatalogEntry {
     CatalogEntry { name: name.into(), summary: String::new(), schema }
 }
 
+/// All optional keys but those that the test of missing ones is about.
+const FEATURES: &[&str] = &[
+    "/chain",
+    "/configuration/cache",
+    "/configuration/components",
+    "/configuration/group_offload",
+    "/configuration/offload",
+    "/configuration/prompt_weighting",
+    "/configuration/teacache",
+    "/ip_adapter",
+    "/loras",
+    "/remote_text_encoder",
+];
+
 fn catalog() -> Catalog {
     let media = json!({"anyOf": [{"type": "string"}, {"type": "object", "required": ["location"]}]});
     let picture = json!({
@@ -33,6 +47,7 @@ fn catalog() -> Catalog {
             entry("gather_inputs", json!({"type": "object", "additionalProperties": true})),
         ],
         models: vec!["landscapes".into()],
+        features: FEATURES.iter().map(|feature| (*feature).to_owned()).collect(),
     }
 }
 
@@ -685,4 +700,26 @@ fn no_document_makes_the_checks_panic() {
             );
         }
     }
+}
+
+#[test]
+fn what_this_build_does_not_do_is_an_error_when_it_changes_the_picture_and_a_warning_when_not() {
+    let mut step = pipeline_step("s");
+    step["pipeline"]["textual_inversions"] = json!([{"model_name": "a/b"}]);
+    step["pipeline"]["loras"] = json!([{"model_name": "a/b"}]);
+    step["pipeline"]["configuration"]["vae"] = json!({"enable_tiling": true});
+    step["pipeline"]["configuration"]["inversion"] = json!(false);
+    step["pipeline"]["unet"] = json!({"configuration": {"component_type": "UNet2DConditionModel"},
+        "from_pretrained_arguments": {"model_name": "a/b"},
+        "quantization_config": {"configuration": {"config_type": "X"}, "arguments": {}}});
+    let findings = plan(&workflow(json!([step])), json!({})).expect_err("two of them change the picture");
+    let found: Vec<_> = findings.iter().map(|f| (f.code, f.severity, f.place.pointer.as_str())).collect();
+    assert!(
+        found.contains(&("unsupported-feature", Severity::Error, "/steps/0/pipeline/textual_inversions")),
+        "{found:?}"
+    );
+    assert!(found.contains(&("unsupported-feature", Severity::Error, "/steps/0/pipeline/unet/quantization_config")));
+    assert!(found.contains(&("no-effect", Severity::Warning, "/steps/0/pipeline/configuration/vae/enable_tiling")));
+    assert!(!found.iter().any(|(code, _, pointer)| pointer.ends_with("loras") && code.starts_with("unsupported")));
+    assert!(!found.iter().any(|(_, _, pointer)| pointer.ends_with("inversion")), "{found:?}");
 }

@@ -1,0 +1,91 @@
+//! What a pipeline step asks for beyond its arguments, against what this build does: nothing that would
+//! change the picture is passed over in silence.
+
+use serde_json::Value;
+
+use super::builder::Report;
+use crate::{catalog::Catalog, document::child_pointer};
+
+/// Keys that change what a pipeline produces, and what they stand for. Builds name the ones they honour in
+/// [`Catalog::features`].
+const CHANGES_RESULT: &[(&str, &str)] = &[
+    ("/chain", "chains of calls"),
+    ("/configuration/configs", "configs of modular pipelines"),
+    ("/configuration/generate", "text generation"),
+    ("/configuration/inversion", "inversion"),
+    ("/configuration/load_components", "modular pipelines"),
+    ("/configuration/prompt_weighting", "prompt weighting"),
+    ("/ip_adapter", "IP-Adapters"),
+    ("/loras", "LoRA files"),
+    ("/remote_text_encoder", "remote text encoders"),
+    ("/textual_inversions", "textual inversions"),
+];
+
+/// Keys that change memory or speed alone, or give up exactness for speed: without them the result is the
+/// one the model was made for.
+const HINTS: &[&str] = &[
+    "/configuration/attention_backend",
+    "/configuration/cache",
+    "/configuration/components",
+    "/configuration/enable_layerwise_casting",
+    "/configuration/group_offload",
+    "/configuration/offload",
+    "/configuration/sdnq_optimize",
+    "/configuration/teacache",
+    "/configuration/transformer/attn_processor_type",
+    "/configuration/unet/attn_processor_type",
+    "/configuration/unet/enable_forward_chunking",
+    "/configuration/vae/enable_slicing",
+    "/configuration/vae/enable_tiling",
+    "/configuration/vae/torch_dtype",
+];
+
+/// Notes what the pipeline at `pointer` asks for and this build does not do. A class that this build does
+/// not have at all is enough of a finding.
+pub(super) fn check(report: &mut Report, catalog: &Catalog, pipeline: &Value, pointer: &str) {
+    let class = pipeline.pointer("/configuration/component_type").and_then(Value::as_str).unwrap_or_default();
+    if catalog.pipeline(class.strip_prefix("diffusers.").unwrap_or(class)).is_none() {
+        return;
+    }
+    for (key, what) in CHANGES_RESULT {
+        if is_asked(pipeline.pointer(key)) && !catalog.honours(key) {
+            let message = format!("this build of dw does not do {what} (`{}`)", dotted(key));
+            report.unsupported("unsupported-feature", &format!("{pointer}{key}"), message).remedy =
+                Some("remove it to run the step without".into());
+        }
+    }
+    for key in HINTS {
+        if is_asked(pipeline.pointer(key)) && !catalog.honours(key) {
+            let message = format!("`{}` has no effect in this build; only memory and speed differ", dotted(key));
+            report.warning("no-effect", &format!("{pointer}{key}"), message);
+        }
+    }
+    check_quantization(report, catalog, pipeline, pointer);
+}
+
+/// Quantized components give other pictures than plain ones.
+fn check_quantization(report: &mut Report, catalog: &Catalog, pipeline: &Value, pointer: &str) {
+    for (name, component) in pipeline.as_object().into_iter().flatten() {
+        if is_asked(component.get("quantization_config")) && !catalog.honours("/quantization_config") {
+            let place = child_pointer(&child_pointer(pointer, name), "quantization_config");
+            let message = format!("this build of dw does not quantize (`{name}.quantization_config`)");
+            report.unsupported("unsupported-feature", &place, message).remedy =
+                Some("remove it to run the component unquantized".into());
+        }
+    }
+}
+
+/// Whether a value asks for something: it is there and not off or empty.
+fn is_asked(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(Value::Object(members)) => !members.is_empty(),
+        Some(_) => true,
+    }
+}
+
+/// A JSON pointer as people write it: `configuration.offload`.
+fn dotted(pointer: &str) -> String {
+    pointer.trim_start_matches('/').replace('/', ".")
+}

@@ -69,7 +69,32 @@ COMPONENTS = {
 }
 
 # Whole calls of a pipeline: every case whose name matches.
-CALLS = ["sd15_t2i_*", "sdxl_t2i_*", "sdxl_guidance_rescale", "sdxl_sched_*"]
+CALLS = [
+    "sd15_t2i_*",
+    "sdxl_t2i_*",
+    "sdxl_guidance_rescale",
+    "sdxl_sched_*",
+    "sd15_lora_kohya",
+    "sdxl_lora_dora",
+    "sdxl_lora_fused",
+    "sdxl_lora_kohya",
+    "sdxl_lora_locon",
+    "sdxl_lora_peft",
+    "sdxl_lora_scale_kwarg",
+    "sdxl_lora_two",
+    "sdxl_textual_inversion",
+]
+
+# LoRA and textual inversion files that the calls above use.
+ADAPTERS = [
+    "sd15_lora_kohya",
+    "sdxl_dora_peft",
+    "sdxl_locon_kohya_sgm",
+    "sdxl_lora_kohya",
+    "sdxl_lora_peft",
+    "sdxl_ti_clip_g",
+    "sdxl_ti_clip_l",
+]
 
 
 def read(path):
@@ -112,6 +137,10 @@ def main(reference):
             {name: tensors[name] for name in wanted if name in tensors},
         )
 
+    for name in ADAPTERS:
+        file = pathlib.Path("models", "adapters", f"{name}.safetensors")
+        (HERE / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(reference / file, HERE / file)
     for pattern in CALLS:
         for folder in sorted((reference / "cases").glob(pattern)):
             call(folder)

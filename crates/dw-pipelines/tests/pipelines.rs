@@ -41,6 +41,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         components: BTreeMap::new(),
         scheduler: None,
         loras: Vec::new(),
+        textual_inversions: Vec::new(),
     }
 }
 
@@ -152,10 +153,16 @@ fn every_wrong_argument_is_named_with_what_to_do() {
         (json!({ "num_inference_steps": 0 }), "argument `num_inference_steps`: must be a whole number of at least 1"),
         (json!({ "num_images_per_prompt": 0 }), "argument `num_images_per_prompt`"),
         (json!({ "guidance_scale": "high" }), "argument `guidance_scale`: must be a number, found `\"high\"`"),
-        (json!({ "promt": "a" }), "argument `promt`: `StableDiffusionXLPipeline` does not take it; did you mean `prompt`?"),
+        (
+            json!({ "promt": "a" }),
+            "argument `promt`: `StableDiffusionXLPipeline` does not take it; did you mean `prompt`?",
+        ),
         (json!({ "prompt": 3 }), "argument `prompt`: must be text or a list of texts, found `3`"),
         (json!({ "prompt": [] }), "argument `prompt`"),
-        (json!({ "prompt": ["a", "b"], "negative_prompt": ["x", "y", "z"] }), "argument `negative_prompt`: has 3 texts"),
+        (
+            json!({ "prompt": ["a", "b"], "negative_prompt": ["x", "y", "z"] }),
+            "argument `negative_prompt`: has 3 texts",
+        ),
         (json!({ "prompt": ["a", "b"], "prompt_2": ["x", "y", "z"] }), "argument `prompt_2`: has 3 texts"),
         (json!({ "prompt": null }), "argument `prompt`: is missing"),
         (json!({ "output_type": "gif" }), "argument `output_type`"),
@@ -336,7 +343,8 @@ fn changed_weights_are_read_again() {
         })
         .collect();
     assert!(!read.is_empty() && read.iter().all(|component| *component == "vae"), "{read:?}");
-    let warned = events.iter().any(|event| matches!(event, Event::Warning { message } if message.contains("`leftover`")));
+    let warned =
+        events.iter().any(|event| matches!(event, Event::Warning { message } if message.contains("`leftover`")));
     assert!(warned, "an unused tensor is a warning that names it");
 }
 
@@ -368,7 +376,8 @@ fn cancelling_stops_between_two_steps() {
     let error = pipeline.run(&call, &mut seed(0), Context { events: &sink, cancel: &cancel }).map(|_| ());
     assert!(matches!(error, Err(Error::Cancelled(_))), "{error:?}");
     assert_eq!(*steps.lock().expect("no test panics here"), 1);
-    let error = Pipeline::load(&xl(), &hub(), &mut ComponentCache::default(), Context { events: &Silent, cancel: &cancel });
+    let error =
+        Pipeline::load(&xl(), &hub(), &mut ComponentCache::default(), Context { events: &Silent, cancel: &cancel });
     assert!(matches!(error.map(|_| ()), Err(Error::Cancelled(_))));
 }
 
@@ -396,9 +405,8 @@ fn requests_that_cannot_be_loaded_say_why() {
         change(&mut request);
         load(&request).map(|_| ()).expect_err("a request that cannot be loaded").to_string()
     };
-    let scheduler = |class: &str| {
-        Some(SchedulerRequest { class: Some(class.to_owned()), config: Map::new(), shift: None })
-    };
+    let scheduler =
+        |class: &str| Some(SchedulerRequest { class: Some(class.to_owned()), config: Map::new(), shift: None });
     for (said, expected) in [
         (with(&|request| request.class = "StableDiffusionPipeline".into()), "use that class, or `DiffusionPipeline`"),
         (with(&|request| request.class = "StableDiffusionXL".into()), "did you mean `StableDiffusionXLPipeline`?"),

@@ -21,7 +21,7 @@ use hf_hub::{
     },
 };
 
-use super::{Hub, Need, TOKENIZER_FILES, join, sub};
+use super::{Hub, Need, TOKENIZER_FILES, file_names, join, sub};
 use crate::{Error, Result, request::Context, weights::folder};
 
 /// How often a running download looks whether somebody asked to stop.
@@ -153,6 +153,16 @@ impl HubModel {
         }
     }
 
+    /// The names of the files directly inside `folder`: what the hub lists, or what is here when dw is offline.
+    pub(super) fn names(&self, folder: &str, context: Context<'_>) -> Result<Vec<String>> {
+        if self.hub.offline {
+            return file_names(&join(&self.root, folder));
+        }
+        let prefix = sub(folder, "");
+        let inside = |path: &String| path.strip_prefix(&prefix).filter(|name| !name.contains('/')).map(str::to_owned);
+        Ok(self.listed(context)?.iter().filter_map(inside).collect())
+    }
+
     /// The names of all files of the repository at this commit.
     fn listed(&self, context: Context<'_>) -> Result<&BTreeSet<String>> {
         if let Some(files) = self.files.get() {
@@ -233,9 +243,14 @@ impl HubModel {
                  account that has access"
             ),
             (Some(404), ..) => {
-                format!("{what} does not exist on the hub at revision `{}`; check the name and the revision", self.commit)
+                format!(
+                    "{what} does not exist on the hub at revision `{}`; check the name and the revision",
+                    self.commit
+                )
             }
-            (Some(429), ..) => format!("the hub refuses {what} for now (too many requests); try again in a few minutes"),
+            (Some(429), ..) => {
+                format!("the hub refuses {what} for now (too many requests); try again in a few minutes")
+            }
             _ => format!(
                 "{what} could not be fetched from {}: {error}; check the network and try again (a started download \
                  goes on where it stopped), or use a local folder",
@@ -292,7 +307,9 @@ fn check_revision(revision: &str) -> Result<()> {
     if !revision.is_empty() && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.')) {
         return Ok(());
     }
-    Err(Error::Source(format!("`{revision}` is not a revision; use a branch, a tag or a commit, `main` for the newest")))
+    Err(Error::Source(format!(
+        "`{revision}` is not a revision; use a branch, a tag or a commit, `main` for the newest"
+    )))
 }
 
 /// What the downloading thread tells the waiting one.

@@ -5,11 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value};
 
+use super::adapt::Adapters;
 use crate::{
     Error, Result,
     models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel},
     schedulers::{self, Scheduler},
     text::ClipTokenizer,
+    weights::Weights,
 };
 
 /// A loaded part, whichever it is.
@@ -34,6 +36,10 @@ pub struct Component {
     pub bytes: u64,
     /// The part itself.
     pub model: Model,
+    /// What a model that takes adapters was built from; none for an adapted one.
+    pub(crate) weights: Option<Weights>,
+    /// What an adapted component is without its adapters.
+    pub(crate) base: Option<SharedComponent>,
 }
 
 /// A component that pipelines and the cache hold together.
@@ -59,9 +65,11 @@ impl SchedulerSetup {
 }
 
 /// Everything a pipeline runs with.
+#[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) class: &'static str,
     pub(crate) components: BTreeMap<String, SharedComponent>,
+    pub(crate) adapters: Adapters,
     pub(crate) scheduler: SchedulerSetup,
     pub(crate) device: Device,
     pub(crate) dtype: DType,
@@ -90,7 +98,11 @@ impl Parts {
     }
 
     /// The text encoder with its tokenizer; none when the model has no such encoder.
-    pub(crate) fn text_encoder(&self, encoder: &str, tokenizer: &str) -> Result<Option<(&ClipTokenizer, &ClipTextModel)>> {
+    pub(crate) fn text_encoder(
+        &self,
+        encoder: &str,
+        tokenizer: &str,
+    ) -> Result<Option<(&ClipTokenizer, &ClipTextModel)>> {
         let model = |name: &str| self.components.get(name).map(|component| &component.model);
         match (model(tokenizer), model(encoder)) {
             (_, None) => Ok(None),
@@ -105,7 +117,10 @@ impl Parts {
         Error::Unsupported(if is_there {
             format!("component `{name}` of `{}` is of the wrong kind; share or load the right one", self.class)
         } else {
-            format!("`{}` needs the component `{name}`, which the model does not have or the step leaves out", self.class)
+            format!(
+                "`{}` needs the component `{name}`, which the model does not have or the step leaves out",
+                self.class
+            )
         })
     }
 }

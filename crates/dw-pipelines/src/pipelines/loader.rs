@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
+    adapt::Adapters,
     cache::ComponentCache,
     components::{Component, Model, Parts, SchedulerSetup, SharedComponent},
 };
@@ -96,10 +97,13 @@ pub(crate) fn load(
             origins.push((slot.name, origin));
         }
     }
-    let components = read_all(origins, &request.device, cache, context)?;
+    let adapters = Adapters::find(request, hub, context)?;
+    let mut components = read_all(origins, &request.device, cache, context)?;
+    adapters.put_on(&mut components, cache, context)?;
     Ok(Parts {
         class: implementation.class,
         components,
+        adapters,
         scheduler,
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
@@ -115,13 +119,12 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
         if !matches!(choice, ComponentChoice::Omit) && !names().any(|known| known == name) {
             let known = names().collect::<Vec<_>>().join("`, `");
             let class = implementation.class;
-            return Err(Error::Unsupported(format!("`{class}` has no component `{name}` in this build; it has `{known}`")));
+            return Err(Error::Unsupported(format!(
+                "`{class}` has no component `{name}` in this build; it has `{known}`"
+            )));
         }
     }
-    if request.loras.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Unsupported("LoRA files cannot be applied by this build; remove `loras` from the step".into()))
+    Ok(())
 }
 
 /// The model's scheduler, or the requested class with the model's configuration under the request's keys.
@@ -190,7 +193,8 @@ impl Planner<'_> {
         let name = slot.name;
         self.cache.shared(name).ok_or_else(|| {
             let names = self.cache.shared_names().collect::<Vec<_>>().join("`, `");
-            let so_far = if names.is_empty() { "nothing is shared yet".into() } else { format!("shared are `{names}`") };
+            let so_far =
+                if names.is_empty() { "nothing is shared yet".into() } else { format!("shared are `{names}`") };
             Error::Unsupported(format!(
                 "component `{name}` cannot be reused, because no earlier step shares it ({so_far}); add it to \
                  `shared_components` of the step that loads it"
@@ -233,7 +237,16 @@ impl Planner<'_> {
         let place = files.place(folder);
         let device = device::name(&self.request.device);
         let key = format!("{class}|{}|{}|{device}|{contents}", place.display(), dtype.as_str());
-        Ok(Planned { name: slot.name, kind: slot.kind, class: class.to_owned(), key, files, folder: folder.to_owned(), weights, dtype })
+        Ok(Planned {
+            name: slot.name,
+            kind: slot.kind,
+            class: class.to_owned(),
+            key,
+            files,
+            folder: folder.to_owned(),
+            weights,
+            dtype,
+        })
     }
 }
 
@@ -276,7 +289,14 @@ impl Planned {
     fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
             let model = Model::Tokenizer(self.tokenizer()?);
-            return Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes: 0, model });
+            return Ok(Component {
+                class: self.class.clone(),
+                key: self.key.clone(),
+                bytes: 0,
+                model,
+                weights: None,
+                base: None,
+            });
         };
         let mut progress = |read: u64| {
             context.cancel.check()?;
@@ -290,7 +310,10 @@ impl Planned {
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
-        Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes: weights.bytes(), model })
+        let bytes = weights.bytes();
+        let takes_adapters = matches!(self.kind, Kind::ClipText | Kind::Unet);
+        let weights = takes_adapters.then_some(weights);
+        Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
     }
 
     fn tokenizer(&self) -> Result<ClipTokenizer> {

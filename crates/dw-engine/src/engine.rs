@@ -11,6 +11,7 @@ use dw_core::{
     finding::Finding,
     plan::{self, Plan, PlanInputs, Purpose},
     seed::Seed,
+    variables::Bindings,
 };
 use dw_pipelines::{hub::Hub, pipelines::ComponentCache};
 use serde_json::{Map, Value};
@@ -77,6 +78,8 @@ pub struct Summary {
 pub struct PlannedRun {
     /// The steps, with every variable bound.
     pub plan: Plan,
+    /// What was asked for.
+    pub request: RunRequest,
     /// The workflow's JSON with the overrides as defaults, as it is embedded in pictures.
     pub(crate) document: Value,
     /// The workflow's file name.
@@ -117,23 +120,21 @@ impl Engine {
     ///
     /// # Errors
     /// All findings in one go when one of them is an error.
-    pub fn plan(&self, request: &RunRequest) -> Result<PlannedRun, Vec<Finding>> {
+    pub fn plan(&self, request: RunRequest) -> Result<PlannedRun, Vec<Finding>> {
         prepare(request, &self.catalog)
     }
 
-    /// Checks and runs a workflow.
+    /// Runs a checked workflow.
     ///
     /// # Errors
-    /// [`EngineError::Invalid`] before anything is loaded; otherwise what stopped the run. Files that
-    /// were finished before stay.
+    /// What stopped the run. Files that were finished before stay.
     pub fn run(
         &mut self,
-        request: &RunRequest,
+        planned: &PlannedRun,
         events: &dyn EventSink,
         cancel: &CancellationToken,
     ) -> Result<Summary, EngineError> {
-        let planned = self.plan(request).map_err(EngineError::Invalid)?;
-        run::run(self, &planned, request, events, cancel)
+        run::run(self, planned, events, cancel)
     }
 
     /// Forgets every loaded component that is not in use.
@@ -156,14 +157,15 @@ pub fn check(request: &RunRequest) -> Vec<Finding> {
     }
 }
 
-fn prepare(request: &RunRequest, catalog: &Catalog) -> Result<PlannedRun, Vec<Finding>> {
+fn prepare(request: RunRequest, catalog: &Catalog) -> Result<PlannedRun, Vec<Finding>> {
     let document = read(&request.source)?;
-    let plan = plan::build(&document, &inputs(request, catalog, Purpose::Run))?;
+    let plan = plan::build(&document, &inputs(&request, catalog, Purpose::Run))?;
     let file_name = match &request.source {
         Source::File(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
         Source::Text { .. } => None,
     };
-    Ok(PlannedRun { plan, document: with_defaults(&document, &request.variables), file_name })
+    let document = with_defaults(&document, &request.variables);
+    Ok(PlannedRun { plan, request, document, file_name })
 }
 
 fn read(source: &Source) -> Result<Document, Vec<Finding>> {
@@ -184,12 +186,14 @@ fn inputs<'a>(request: &RunRequest, catalog: &'a Catalog, purpose: Purpose) -> P
     }
 }
 
-/// The document with overrides as the defaults of its variables.
+/// The document with overrides, converted, as the defaults of its variables: what a picture's metadata
+/// holds, so that the picture can be made again.
 fn with_defaults(document: &Document, overrides: &Map<String, Value>) -> Value {
-    let mut value = document.value().clone();
+    let mut value = document.value.clone();
     if let Some(variables) = value.get_mut("variables").and_then(Value::as_object_mut) {
-        for (name, replacement) in overrides {
-            variables.insert(name.clone(), replacement.clone());
+        let (bindings, _) = Bindings::new(variables, overrides);
+        for (name, default) in variables.iter_mut().filter(|(name, _)| overrides.contains_key(*name)) {
+            *default = bindings.get(name).cloned().unwrap_or_default();
         }
     }
     value

@@ -11,8 +11,13 @@ mod error;
 mod fetch;
 mod media;
 mod pipelines;
+mod preview;
 mod run;
+mod surroundings;
+mod workflows;
 
 pub use builtin::{names as builtin_workflow_names, workflow as builtin_workflow};
-pub use engine::{Engine, EngineConfig, PlannedRun, RunRequest, Source, Summary};
+pub use engine::{Engine, EngineConfig, PlannedRun, RunRequest, Source, Summary, check};
 pub use error::EngineError;
+pub use preview::{ModelPreview, Preview, StepPreview};
+pub use surroundings::{DeviceStatus, Surroundings, surroundings};

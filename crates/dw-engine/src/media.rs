@@ -9,10 +9,11 @@ use std::{
 use dw_core::{
     arguments::ArtifactRef,
     artifact::Artifact,
-    media::{self, MediaSpec},
+    media::{self, Location, MediaError, MediaKind, MediaSpec},
     picture,
 };
-use serde_json::Value;
+use image::DynamicImage;
+use serde_json::{Map, Value};
 
 use crate::fetch::fetch;
 
@@ -32,25 +33,37 @@ impl Media {
         Self { artifacts, ..Self::default() }
     }
 
-    /// Replaces every media spec in `value` by a handle.
-    pub(crate) fn load(&mut self, value: &mut Value, base_dir: &Path, offline: bool) -> Result<(), String> {
-        media::walk(value, &mut |spec: MediaSpec| self.handle(&spec, base_dir, offline).map(ArtifactRef::to_value))
+    /// Replaces every media spec in the arguments `values` by a handle.
+    pub(crate) fn load(&mut self, values: &mut Map<String, Value>, base_dir: &Path, offline: bool) -> Result<(), String> {
+        let errors = media::walk(values, &mut |spec, _| {
+            self.handle(&spec, base_dir, offline).map(ArtifactRef::to_value).map_err(MediaError::Load)
+        });
+        match errors.into_iter().next() {
+            Some((pointer, error)) => Err(format!("argument `{}`: {error}", pointer.trim_start_matches('/'))),
+            None => Ok(()),
+        }
     }
 
     fn handle(&mut self, spec: &MediaSpec, base_dir: &Path, offline: bool) -> Result<ArtifactRef, String> {
         if let Some(handle) = self.known.get(&spec.location) {
             return Ok(ArtifactRef(*handle));
         }
-        let picture = if spec.is_url() {
-            let bytes = fetch(&spec.location, offline)?;
-            picture::decode(&bytes, &spec.location).map_err(|error| error.to_string())?
-        } else {
-            picture::load(&base_dir.join(&spec.location)).map_err(|error| error.to_string())?
-        };
+        let picture = picture_at(spec, base_dir, offline)?;
         let handle = self.artifacts.keys().next_back().map_or(0, |last| last + 1);
         self.artifacts.insert(handle, Artifact::image(picture));
         self.sources.insert(handle, spec.location.clone());
         self.known.insert(spec.location.clone(), handle);
         Ok(ArtifactRef(handle))
     }
+}
+
+fn picture_at(spec: &MediaSpec, base_dir: &Path, offline: bool) -> Result<DynamicImage, String> {
+    if spec.kind == MediaKind::Video {
+        return Err(format!("`{}` is a video, which this build cannot read; use a picture", spec.location));
+    }
+    let decoded = match spec.locate(base_dir).map_err(|error| error.to_string())? {
+        Location::Url(url) => picture::decode(&fetch(&url, offline)?, &url),
+        Location::File(path) => picture::load(&path),
+    };
+    decoded.map_err(|error| error.to_string())
 }

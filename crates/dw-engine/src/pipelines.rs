@@ -157,8 +157,8 @@ fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Re
         None => session.engine.device.clone(),
     };
     let mut components = BTreeMap::new();
-    for name in from.omitted() {
-        components.insert(name, ComponentChoice::Omit);
+    for name in &description.omitted {
+        components.insert(name.clone(), ComponentChoice::Omit);
     }
     for (name, specs) in &description.components {
         let requests = specs.iter().map(|spec| component(spec, base_dir)).collect::<Result<Vec<_>>>()?;
@@ -168,7 +168,7 @@ fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Re
         components.insert(name.clone(), ComponentChoice::Shared);
     }
     Ok(PipelineRequest {
-        class: description.configuration.component_type.clone(),
+        class: description.class.clone(),
         source: source(from, base_dir)?,
         variant: from.variant.clone(),
         dtype: from.torch_dtype.as_deref().map(dtype).transpose()?.flatten(),

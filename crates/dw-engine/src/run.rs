@@ -1,7 +1,7 @@
 //! One run: the steps of a plan in order, each expanded into iterations, each iteration saved as soon
 //! as it is done. Sub-workflows are runs inside a run.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::LazyLock, time::Instant};
 
 use dw_core::{
     arguments::Arguments,
@@ -10,16 +10,16 @@ use dw_core::{
     event::{Event, EventSink},
     metadata::{self, Metadata},
     output::{SaveSpec, StepLabel, Writer},
-    plan::{Action, Plan, PlannedStep, TaskStep},
+    plan::{Action, Plan, PlannedStep, TaskInput, TaskStep},
     references::{self, Results},
     seed::Seed,
 };
 use dw_pipelines::request::Context;
 use dw_tasks::{TaskContext, TaskOutput};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
-    engine::{Engine, PlannedRun, RunRequest, Summary, setup},
+    engine::{Engine, PlannedRun, Summary, setup},
     error::EngineError,
     fetch::fetch,
     media::Media,
@@ -31,12 +31,11 @@ use crate::{
 pub(crate) fn run(
     engine: &mut Engine,
     planned: &PlannedRun,
-    request: &RunRequest,
     events: &dyn EventSink,
     cancel: &CancellationToken,
 ) -> Result<Summary, EngineError> {
     let started = Instant::now();
-    let writer = Writer::new(&request.output_dir).map_err(setup)?;
+    let writer = Writer::new(&planned.request.output_dir).map_err(setup)?;
     let (seed, random_seed) = match &planned.plan.seed {
         Some(seed) => (seed.clone(), false),
         None => (Seed::random().map_err(setup)?, true),
@@ -47,7 +46,8 @@ pub(crate) fn run(
         seed: seed.clone(),
         random_seed,
     });
-    let mut session = Session { engine, planned, request, events, cancel, writer, files: Vec::new() };
+    let document = with_seed(&planned.document, &seed);
+    let mut session = Session { engine, planned, document, events, cancel, writer, files: Vec::new() };
     let mut scope = Scope::new(&planned.plan, seed.clone(), BTreeMap::new(), String::new());
     let outcome = scope.run(&mut session);
     let files = std::mem::take(&mut session.files);
@@ -62,11 +62,21 @@ pub(crate) fn run(
     })
 }
 
+/// The document with the seed that this run starts from, so that running it again gives the same pictures.
+fn with_seed(document: &Value, seed: &Seed) -> Value {
+    let mut document = document.clone();
+    if let (Some(members), Ok(seed)) = (document.as_object_mut(), serde_json::to_value(seed)) {
+        members.insert("seed".to_owned(), seed);
+    }
+    document
+}
+
 /// What all steps of a run share, those of sub-workflows included.
 pub(crate) struct Session<'a> {
     pub(crate) engine: &'a mut Engine,
     pub(crate) planned: &'a PlannedRun,
-    pub(crate) request: &'a RunRequest,
+    /// The workflow as it is embedded in pictures.
+    document: Value,
     pub(crate) events: &'a dyn EventSink,
     pub(crate) cancel: &'a CancellationToken,
     pub(crate) writer: Writer,
@@ -99,11 +109,11 @@ impl<'p> Scope<'p> {
     /// Runs all steps; the entries of the last one are what a parent workflow receives.
     pub(crate) fn run(&mut self, session: &mut Session) -> Result<Vec<Entry>, EngineError> {
         let mut last = Vec::new();
+        let templates: Vec<Value> = self.plan.steps.iter().map(template).collect();
         for (index, step) in self.plan.steps.iter().enumerate() {
             last = self.step(step, session)?;
             self.results.insert(step.name.clone(), last.clone());
-            let remaining: Vec<&Value> = self.plan.steps[index + 1..].iter().flat_map(PlannedStep::templates).collect();
-            self.results.release_except(&remaining);
+            self.results.release_except(&templates[index + 1..].iter().collect::<Vec<_>>());
             if step.release_pipeline {
                 self.pipelines.release(&step.name, &mut session.engine.cache);
             }
@@ -140,28 +150,43 @@ impl<'p> Scope<'p> {
 
     /// The argument sets of a step, media loaded and references replaced.
     fn iterations(&mut self, step: &PlannedStep, session: &Session) -> Result<Vec<Arguments>, String> {
-        let offline = session.engine.config.offline;
-        let base_dir = &self.plan.base_dir;
-        if let Action::Task(TaskStep { inputs: Some(inputs), .. }) = &step.action {
-            let mut inputs = inputs.clone();
-            inputs.iter_mut().try_for_each(|input| self.media.load(input, base_dir, offline))?;
-            return Ok(inputs.into_iter().map(|input| self.bare(input)).collect());
-        }
-        let mut values = Value::Object(step.action.arguments().clone());
-        self.media.load(&mut values, base_dir, offline)?;
-        let Value::Object(values) = values else { unreachable!("media loading keeps an object an object") };
+        let mut values = match &step.action {
+            Action::Task(TaskStep { input: TaskInput::Inputs(inputs), .. }) => {
+                return inputs.iter().map(|input| self.input(input, session)).collect();
+            }
+            action => named_arguments(action).clone(),
+        };
+        self.media.load(&mut values, &self.plan.base_dir, session.engine.config.offline)?;
         let template = Arguments { values, input: None, artifacts: self.media.artifacts.clone() };
         references::expand(&template, &self.results).map_err(|error| error.to_string())
     }
 
     /// One item of a task's `inputs`: an object is the named arguments, anything else the bare input.
-    fn bare(&self, input: Value) -> Arguments {
-        let artifacts = self.media.artifacts.clone();
-        match input {
-            Value::Object(values) => Arguments { values, input: None, artifacts },
-            other => Arguments { input: Some(other), artifacts, ..Arguments::default() },
-        }
+    fn input(&mut self, input: &Value, session: &Session) -> Result<Arguments, String> {
+        let Value::Object(values) = input else {
+            return Ok(Arguments { input: Some(input.clone()), ..Arguments::default() });
+        };
+        let mut values = values.clone();
+        self.media.load(&mut values, &self.plan.base_dir, session.engine.config.offline)?;
+        Ok(Arguments { values, input: None, artifacts: self.media.artifacts.clone() })
     }
+}
+
+/// The named arguments of a step; the items of a task's `inputs` are none.
+fn named_arguments(action: &Action) -> &Map<String, Value> {
+    static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+    match action {
+        Action::Pipeline(pipeline) => &pipeline.arguments,
+        Action::Reference(reference) => &reference.arguments,
+        Action::Task(TaskStep { input: TaskInput::Arguments(arguments), .. }) => arguments,
+        Action::Task(TaskStep { input: TaskInput::Inputs(_), .. }) => &NONE,
+        Action::Workflow(workflow) => &workflow.arguments,
+    }
+}
+
+/// Everything of a step that may refer to earlier results.
+fn template(step: &PlannedStep) -> Value {
+    Value::Object(named_arguments(&step.action).clone())
 }
 
 /// A step being run: what is set up once for all of its iterations.
@@ -181,8 +206,8 @@ impl<'s> StepRunner<'s> {
         label: String,
         session: &mut Session,
     ) -> Result<Self, EngineError> {
-        let result = step.result.as_ref();
-        let save = SaveSpec::from_result(result).map_err(|error| failed(&label, "", error))?;
+        let result = step.result.as_ref().and_then(|result| serde_json::to_value(result).ok());
+        let save = SaveSpec::from_result(result.as_ref()).map_err(|error| failed(&label, "", error))?;
         let call = match &step.action {
             Action::Pipeline(pipeline) => Some(scope.load_pipeline(step, pipeline, &label, session)?),
             Action::Reference(reference) => Some(scope.refer_to_pipeline(step, reference, session)?),
@@ -231,7 +256,7 @@ impl<'s> StepRunner<'s> {
         let started = Instant::now();
         let events = StepEvents { step: &self.label, inner: session.events };
         let metadata =
-            spec.embeds_metadata(session.request.metadata).then(|| self.metadata(arguments, scope, session));
+            spec.embeds_metadata(session.planned.request.metadata).then(|| self.metadata(arguments, scope, session));
         let step = StepLabel {
             workflow_id: &scope.plan.id,
             step_name: &self.step.name,
@@ -257,7 +282,7 @@ impl<'s> StepRunner<'s> {
         metadata.workflow_id = Some(scope.plan.id.clone());
         metadata.workflow.clone_from(&session.planned.file_name);
         metadata.base_dir = metadata::relative_base_dir(session.writer.dir(), &session.planned.plan.base_dir);
-        metadata.workflow_document = Some(session.planned.document.clone());
+        metadata.workflow_document = Some(session.document.clone());
         match &self.step.action {
             Action::Task(task) => metadata.task_command = Some(task.command.clone()),
             _ => {

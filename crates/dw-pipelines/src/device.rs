@@ -33,6 +33,12 @@ pub fn name(device: &Device) -> String {
     }
 }
 
+/// The names of the devices this build can use here, the best one first.
+pub fn available() -> Vec<String> {
+    let found = [cuda(0), metal(0), Ok(Device::Cpu)];
+    found.iter().flatten().map(name).collect()
+}
+
 fn best() -> Device {
     cuda(0).or_else(|_| metal(0)).unwrap_or(Device::Cpu)
 }
@@ -54,7 +60,9 @@ fn metal(ordinal: usize) -> Result<Device> {
 }
 
 fn no_device(kind: &str, ordinal: usize, error: &candle_core::Error) -> Error {
-    Error::Unsupported(format!("device `{kind}:{ordinal}` cannot be used: {error}; try another index, or the device `cpu`"))
+    Error::Unsupported(format!(
+        "device `{kind}:{ordinal}` cannot be used: {error}; try another index, or the device `cpu`"
+    ))
 }
 
 fn unknown(name: &str) -> Error {

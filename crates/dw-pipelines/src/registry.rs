@@ -58,7 +58,8 @@ pub(crate) enum Family {
 impl Family {
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
-        let is_other = ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
+        let is_other =
+            ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
         if class.starts_with("StableDiffusionXL") {
             Some(Self::StableDiffusionXl)
         } else if class.starts_with("StableDiffusion") && !is_other.iter().any(|other| class.starts_with(other)) {
@@ -161,7 +162,9 @@ fn every_argument(title: &str) -> Value {
 
 /// Defaults differ from class to class, so that a schema for several has none.
 fn without_defaults(mut schema: Value) -> Value {
-    for property in schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut()) {
+    for property in
+        schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut())
+    {
         if let Some(property) = property.as_object_mut() {
             property.remove("default");
         }

@@ -23,7 +23,7 @@ const ALIGNMENT: u32 = 32;
 /// Arguments of `add_border_and_mask`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Zoom {
+pub(crate) struct Border {
     /// The picture.
     image: ArtifactRef,
     /// How many times as large the canvas is in both directions; 1 adds nothing.
@@ -53,8 +53,8 @@ fn one() -> f64 {
     1.0
 }
 
-pub(crate) fn add_border_and_mask(arguments: Zoom, call: &Call) -> Result<TaskOutput, TaskError> {
-    let Zoom { zoom_all, zoom_left, zoom_right, zoom_up, zoom_down, overlap, .. } = arguments;
+pub(crate) fn add_border_and_mask(arguments: Border, call: &Call) -> Result<TaskOutput, TaskError> {
+    let Border { zoom_all, zoom_left, zoom_right, zoom_up, zoom_down, overlap, .. } = arguments;
     let zooms = [("zoom_left", zoom_left), ("zoom_right", zoom_right), ("zoom_up", zoom_up), ("zoom_down", zoom_down)];
     for (name, zoom) in zooms.into_iter().chain([("zoom_all", zoom_all)]) {
         if !zoom.is_finite() || zoom < 0.0 {

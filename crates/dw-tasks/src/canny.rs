@@ -50,7 +50,7 @@ pub(crate) fn canny_cv(arguments: Thresholds, call: &Call) -> Result<TaskOutput,
     }
     let edges = canny(&*call.picture("image", arguments.image)?, low, high);
     let (width, height) = edges.dimensions();
-    one(RgbImage::from_fn(width, height, |x, y| image::Rgb([edges.get_pixel(x, y)[0]; 3])))
+    Ok(one(RgbImage::from_fn(width, height, |x, y| image::Rgb([edges.get_pixel(x, y)[0]; 3]))))
 }
 
 /// White edges on black. The thresholds are rounded down and put in order; alpha is not looked at.

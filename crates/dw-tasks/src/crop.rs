@@ -13,13 +13,13 @@ use crate::{
 pub(crate) fn crop_square(arguments: Picture, call: &Call) -> Result<TaskOutput, TaskError> {
     let picture = arguments.of(call)?;
     let side = picture.width().min(picture.height());
-    one(picture.crop_imm((picture.width() - side) / 2, (picture.height() - side) / 2, side, side))
+    Ok(one(picture.crop_imm((picture.width() - side) / 2, (picture.height() - side) / 2, side, side)))
 }
 
 pub(crate) fn resize_center_crop(arguments: Size, call: &Call) -> Result<TaskOutput, TaskError> {
     let (width, height) = arguments.checked()?;
     let square = center_square(&*call.picture("image", arguments.image)?);
-    one(resize(&square, width, height, Filter::Bicubic))
+    Ok(one(resize(&square, width, height, Filter::Bicubic)))
 }
 
 /// The middle square. Its edges may fall on half pixels; they round half to even, as Pillow's `crop`

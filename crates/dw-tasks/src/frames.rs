@@ -64,7 +64,7 @@ pub(crate) struct Edge {
 /// Arguments of `get_frame`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Frame {
+pub(crate) struct Place {
     /// The video.
     video: VideoRef,
     /// Which frame, from 0; -1 is the last.
@@ -83,7 +83,7 @@ pub(crate) fn get_last_frame(arguments: Edge, call: &Call) -> Result<TaskOutput,
     frame(&arguments.video, -1, call)
 }
 
-pub(crate) fn get_frame(arguments: Frame, call: &Call) -> Result<TaskOutput, TaskError> {
+pub(crate) fn get_frame(arguments: Place, call: &Call) -> Result<TaskOutput, TaskError> {
     frame(&arguments.video, arguments.frame_index, call)
 }
 
@@ -141,8 +141,8 @@ impl<'a> Part<'a> {
     fn frame(&self, index: usize) -> Result<TaskOutput, TaskError> {
         match self {
             Self::Picture(picture) => Ok(TaskOutput::One(Artifact::clone(picture))),
-            Self::Frames(frames) => one(frames[index].clone()),
-            Self::Numbers(array, layout) => one(layout.frame(&array.data, index)?),
+            Self::Frames(frames) => Ok(one(frames[index].clone())),
+            Self::Numbers(array, layout) => Ok(one(layout.frame(&array.data, index)?)),
         }
     }
 }
@@ -176,9 +176,10 @@ impl Layout {
     fn frame(&self, data: &[f32], index: usize) -> Result<DynamicImage, TaskError> {
         let pixels = self.height * self.width;
         let frame = &data[index * pixels * self.channels..][..pixels * self.channels];
-        let interleaved: Vec<f32> = match self.channels_last {
-            true => frame.to_vec(),
-            false => (0..pixels).flat_map(|pixel| (0..self.channels).map(move |c| frame[c * pixels + pixel])).collect(),
+        let interleaved: Vec<f32> = if self.channels_last {
+            frame.to_vec()
+        } else {
+            (0..pixels).flat_map(|pixel| (0..self.channels).map(move |c| frame[c * pixels + pixel])).collect()
         };
         from_unit_floats(self.width as u32, self.height as u32, self.channels, &interleaved)
             .ok_or_else(|| argument_error("video", "its frames are no pictures"))

@@ -192,7 +192,7 @@ mod tests {
                     other => panic!("expected a picture, found {other:?}"),
                 })
                 .collect()),
-            other => panic!("expected several pictures, found {other:?}"),
+            TaskOutput::One(other) => panic!("expected several pictures, found {other:?}"),
         }
     }
 

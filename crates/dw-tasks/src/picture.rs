@@ -34,8 +34,8 @@ impl Picture {
 }
 
 /// A command's result that is one picture.
-pub(crate) fn one(picture: impl Into<DynamicImage>) -> Result<TaskOutput, TaskError> {
-    Ok(TaskOutput::One(Artifact::image(picture.into())))
+pub(crate) fn one(picture: impl Into<DynamicImage>) -> TaskOutput {
+    TaskOutput::One(Artifact::image(picture.into()))
 }
 
 /// An error naming `argument` when a picture of this size cannot be made.
@@ -66,7 +66,7 @@ pub(crate) fn strip_exif(arguments: Picture, call: &Call) -> Result<TaskOutput, 
 pub(crate) fn invert_image(arguments: Picture, call: &Call) -> Result<TaskOutput, TaskError> {
     let mut picture = DynamicImage::clone(&*arguments.of(call)?);
     picture.invert();
-    one(picture)
+    Ok(one(picture))
 }
 
 #[cfg(test)]

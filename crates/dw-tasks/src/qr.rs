@@ -2,7 +2,7 @@
 //! a quiet zone of 4 modules, then resampled to the size asked for.
 
 use image::{DynamicImage, RgbImage};
-use qrcode::{Color, EcLevel, QrCode as Code};
+use qrcode::{Color, EcLevel, QrCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -19,7 +19,7 @@ const QUIET_ZONE: u32 = 4;
 /// Arguments of `qr_code`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct QrCode {
+pub(crate) struct Message {
     /// The text that the code says.
     qr_code_contents: String,
     /// Height in pixels. The code is square: the larger of height and width counts, rounded to a multiple of 64.
@@ -34,17 +34,17 @@ fn side() -> u32 {
     768
 }
 
-pub(crate) fn qr_code(arguments: QrCode, _: &Call) -> Result<TaskOutput, TaskError> {
+pub(crate) fn qr_code(arguments: Message, _: &Call) -> Result<TaskOutput, TaskError> {
     let contents = &arguments.qr_code_contents;
-    let code = Code::with_error_correction_level(contents, EcLevel::H).map_err(|_| {
+    let code = QrCode::with_error_correction_level(contents, EcLevel::H).map_err(|_| {
         let reason = format!("{} bytes are too many for a QR code; at most 1273 fit", contents.len());
         argument_error("qr_code_contents", reason)
     })?;
     let longer = if arguments.height > arguments.width { "height" } else { "width" };
-    one(resample(&draw(&code), arguments.height.max(arguments.width), longer)?)
+    Ok(one(resample(&draw(&code), arguments.height.max(arguments.width), longer)?))
 }
 
-fn draw(code: &Code) -> DynamicImage {
+fn draw(code: &QrCode) -> DynamicImage {
     let modules = code.width() as u32;
     let side = (modules + 2 * QUIET_ZONE) * MODULE;
     let dark = |x: u32, y: u32| {
@@ -61,7 +61,7 @@ mod tests {
     use image::GenericImageView;
     use serde_json::json;
 
-    use super::{Code, EcLevel, draw};
+    use super::{EcLevel, QrCode, draw};
     use crate::testing::{and, call, picture};
 
     #[test]
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_module_is_10_pixels_and_the_quiet_zone_4_modules() {
-        let code = Code::with_error_correction_level("hello", EcLevel::H).expect("short");
+        let code = QrCode::with_error_correction_level("hello", EcLevel::H).expect("short");
         let drawn = draw(&code);
         assert_eq!(drawn.width(), (code.width() as u32 + 8) * 10);
         let dark = |x, y| drawn.get_pixel(x, y).0[0] == 0;

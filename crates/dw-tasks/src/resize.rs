@@ -5,7 +5,7 @@ use dw_core::{
     arguments::ArtifactRef,
     picture::{Filter, resize, to_rgb},
 };
-use image::DynamicImage;
+use image::{DynamicImage, GenericImageView};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -47,7 +47,7 @@ fn side() -> u32 {
 pub(crate) fn resize_rescale(arguments: Size, call: &Call) -> Result<TaskOutput, TaskError> {
     let (width, height) = arguments.checked()?;
     let picture = to_rgb(&*call.picture("image", arguments.image)?);
-    one(resize(&picture.into(), width, height, Filter::Bicubic))
+    Ok(one(resize(&picture.into(), width, height, Filter::Bicubic)))
 }
 
 /// Arguments of `resize_resample`.
@@ -70,16 +70,20 @@ fn resolution() -> u32 {
 
 pub(crate) fn resize_resample(arguments: Resample, call: &Call) -> Result<TaskOutput, TaskError> {
     let picture = call.picture("image", arguments.image)?;
-    one(resample(&picture, arguments.resolution, "resolution")?)
+    Ok(one(resample(&picture, arguments.resolution, "resolution")?))
 }
 
 /// `picture` in RGB with its short side `resolution` pixels, each side rounded to a multiple of 64.
 /// `argument` is named when that makes no picture.
 pub(crate) fn resample(picture: &DynamicImage, resolution: u32, argument: &str) -> Result<DynamicImage, TaskError> {
-    let (width, height) = (f64::from(picture.width()), f64::from(picture.height()));
-    let scale = f64::from(resolution) / width.min(height);
-    let (width, height) = check_size(argument, multiple_of(64, width * scale), multiple_of(64, height * scale))?;
+    let (width, height) = resampled(picture.dimensions(), resolution);
+    let (width, height) = check_size(argument, width, height)?;
     Ok(resize(&to_rgb(picture).into(), width, height, Filter::Lanczos))
+}
+
+fn resampled((width, height): (u32, u32), resolution: u32) -> (f64, f64) {
+    let scale = f64::from(resolution) / f64::from(width.min(height));
+    (multiple_of(64, f64::from(width) * scale), multiple_of(64, f64::from(height) * scale))
 }
 
 /// The multiple of `step` nearest to `length`; of two as near, the even one.
@@ -120,27 +124,25 @@ pub(crate) fn resize_bucket(arguments: Bucket, call: &Call) -> Result<TaskOutput
     if arguments.alignment == 0 {
         return Err(argument_error("alignment", "it must be 1 or more"));
     }
+    let ratios = arguments.ratios.as_deref().unwrap_or(&RATIOS);
+    if ratios.is_empty() || ratios.iter().flatten().any(|side| !side.is_finite() || *side <= 0.0) {
+        return Err(argument_error("ratios", "it must hold pairs of numbers greater than 0, at least one"));
+    }
     let picture = call.picture("image", arguments.image)?;
-    let ratio = nearest_ratio(&picture, arguments.ratios.as_deref().unwrap_or(&RATIOS))?;
-    let short = multiple_of(arguments.alignment, f64::from(arguments.resolution));
-    let long = multiple_of(arguments.alignment, short * ratio.max(1.0 / ratio));
-    let (width, height) = if ratio >= 1.0 { (long, short) } else { (short, long) };
+    let (width, height) = bucket(picture.dimensions(), arguments.resolution, ratios, arguments.alignment);
     let (width, height) = check_size("resolution", width, height)?;
-    one(resize(&to_rgb(&picture).into(), width, height, Filter::Lanczos))
+    Ok(one(resize(&to_rgb(&picture).into(), width, height, Filter::Lanczos)))
 }
 
-/// The ratio of width to height, of those on offer, that is nearest to the picture's.
-fn nearest_ratio(picture: &DynamicImage, ratios: &[[f64; 2]]) -> Result<f64, TaskError> {
-    if ratios.iter().flatten().any(|side| !side.is_finite() || *side <= 0.0) {
-        return Err(argument_error("ratios", "both numbers of a pair must be greater than 0"));
-    }
-    let own = f64::from(picture.width()) / f64::from(picture.height());
+/// The size of the bucket for a picture of `width` x `height`.
+fn bucket((width, height): (u32, u32), resolution: u32, ratios: &[[f64; 2]], alignment: u32) -> (f64, f64) {
+    let own = f64::from(width) / f64::from(height);
     let distance = |ratio: &f64| (ratio - own).abs();
-    ratios
-        .iter()
-        .map(|[width, height]| width / height)
-        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
-        .ok_or_else(|| argument_error("ratios", "it must hold at least one pair"))
+    let ratios = ratios.iter().map(|[width, height]| width / height);
+    let ratio = ratios.min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(1.0);
+    let short = multiple_of(alignment, f64::from(resolution));
+    let long = multiple_of(alignment, short * ratio.max(1.0 / ratio));
+    if ratio >= 1.0 { (long, short) } else { (short, long) }
 }
 
 #[cfg(test)]
@@ -148,6 +150,7 @@ mod tests {
     use image::{DynamicImage, GenericImageView};
     use serde_json::{Value, json};
 
+    use super::{RATIOS, bucket, resampled};
     use crate::testing::{and, call, picture, picture_of, with_picture};
 
     /// The size that a command gives a picture of a size.
@@ -161,50 +164,57 @@ mod tests {
     #[test]
     fn a_bucket_is_the_nearest_ratio_at_the_resolution() {
         let cases = [
-            ((1600, 900), 1024, (1792, 1024)),
-            ((1600, 900), 768, (1344, 768)),
-            ((1600, 900), 512, (896, 512)),
-            ((800, 600), 1024, (1344, 1024)),
-            ((800, 600), 768, (1024, 768)),
-            ((800, 600), 512, (704, 512)),
-            ((600, 800), 1024, (1024, 1344)),
-            ((1200, 800), 1024, (1536, 1024)),
-            ((900, 1600), 1024, (1024, 1792)),
-            ((2100, 900), 1024, (2368, 1024)),
-            ((2100, 900), 512, (1216, 512)),
-            ((2100, 900), 768, (1792, 768)),
-            ((900, 2100), 1024, (1024, 2368)),
-            ((1000, 900), 1024, (1024, 1024)),
-            ((1280, 1024), 1024, (1344, 1024)),
-            ((1234, 777), 1024, (1536, 1024)),
-            ((3000, 1000), 1024, (2368, 1024)),
-            ((500, 500), 160, (128, 128)),
-            ((500, 500), 96, (128, 128)),
-            ((500, 500), 1000, (1024, 1024)),
+            ((1600, 900), 1024, (1792.0, 1024.0)),
+            ((1600, 900), 768, (1344.0, 768.0)),
+            ((1600, 900), 512, (896.0, 512.0)),
+            ((800, 600), 1024, (1344.0, 1024.0)),
+            ((800, 600), 768, (1024.0, 768.0)),
+            ((800, 600), 512, (704.0, 512.0)),
+            ((600, 800), 1024, (1024.0, 1344.0)),
+            ((1200, 800), 1024, (1536.0, 1024.0)),
+            ((900, 1600), 1024, (1024.0, 1792.0)),
+            ((2100, 900), 1024, (2368.0, 1024.0)),
+            ((2100, 900), 512, (1216.0, 512.0)),
+            ((2100, 900), 768, (1792.0, 768.0)),
+            ((900, 2100), 1024, (1024.0, 2368.0)),
+            ((1000, 900), 1024, (1024.0, 1024.0)),
+            ((1280, 1024), 1024, (1344.0, 1024.0)),
+            ((1234, 777), 1024, (1536.0, 1024.0)),
+            ((3000, 1000), 1024, (2368.0, 1024.0)),
+            ((500, 500), 160, (128.0, 128.0)),
+            ((500, 500), 96, (128.0, 128.0)),
+            ((500, 500), 1000, (1024.0, 1024.0)),
         ];
         for (from, resolution, to) in cases {
-            assert_eq!(size("resize_bucket", from, json!({ "resolution": resolution })), to, "{from:?} @{resolution}");
+            assert_eq!(bucket(from, resolution, &RATIOS, 64), to, "{from:?} @{resolution}");
         }
     }
 
     #[test]
     fn a_bucket_follows_alignment_and_ratios_of_ones_own() {
-        assert_eq!(size("resize_bucket", (800, 600), json!({"resolution": 512, "alignment": 32})), (672, 512));
-        assert_eq!(size("resize_bucket", (1800, 900), json!({"ratios": [[1, 1], [2, 1]]})), (2048, 1024));
-        assert_eq!(size("resize_bucket", (1800, 900), json!({"ratios": null})), (2048 - 256, 1024));
+        assert_eq!(bucket((800, 600), 512, &RATIOS, 32), (672.0, 512.0));
+        assert_eq!(bucket((1800, 900), 1024, &[[1.0, 1.0], [2.0, 1.0]], 64), (2048.0, 1024.0));
+        let more = json!({"resolution": 64, "alignment": 8, "ratios": [[1, 1], [2, 1]]});
+        assert_eq!(size("resize_bucket", (180, 90), more), (128, 64));
+        assert_eq!(size("resize_bucket", (160, 90), json!({"resolution": 64, "ratios": null})), (128, 64));
     }
 
     #[test]
     fn resampling_scales_the_short_side_and_rounds_both_to_64() {
         let cases = [
-            ((640, 480), 1024, (1344, 1024)),
-            ((640, 480), 512, (704, 512)),
-            ((100, 50), 1024, (2048, 1024)),
-            ((1920, 1080), 768, (1344, 768)),
+            ((640, 480), 1024, (1344.0, 1024.0)),
+            ((640, 480), 512, (704.0, 512.0)),
+            ((100, 50), 1024, (2048.0, 1024.0)),
+            ((1920, 1080), 768, (1344.0, 768.0)),
         ];
         for (from, resolution, to) in cases {
-            assert_eq!(size("resize_resample", from, json!({ "resolution": resolution })), to, "{from:?}");
+            assert_eq!(resampled(from, resolution), to, "{from:?}");
         }
+    }
+
+    #[test]
+    fn a_resampled_picture_has_that_size() {
+        assert_eq!(size("resize_resample", (64, 48), json!({"resolution": 128})), (192, 128));
     }
 
     #[test]

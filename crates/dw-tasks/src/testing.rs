@@ -20,9 +20,12 @@ pub(crate) fn call(command: &str, arguments: &Arguments) -> Result<TaskOutput, T
 /// Calls a command of a workflow that lies in `base_dir`. Its URLs answer with a red PNG of 2 x 2
 /// pixels, unless they contain `missing`.
 pub(crate) fn call_in(base_dir: &Path, command: &str, arguments: &Arguments) -> Result<TaskOutput, TaskError> {
-    let fetch = |url: &str| match url.contains("missing") {
-        true => Err(format!("`{url}` answered 404")),
-        false => Ok(png(&image::RgbImage::from_pixel(2, 2, image::Rgb([255, 0, 0])).into())),
+    let fetch = |url: &str| {
+        if url.contains("missing") {
+            Err(format!("`{url}` answered 404"))
+        } else {
+            Ok(png(&image::RgbImage::from_pixel(2, 2, image::Rgb([255, 0, 0])).into()))
+        }
     };
     let context =
         TaskContext { base_dir, events: &dw_core::event::Silent, cancel: &CancellationToken::default(), fetch: &fetch };

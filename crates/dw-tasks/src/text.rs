@@ -21,6 +21,7 @@ pub(crate) struct Chat {
     user_message: String,
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "every command has this signature")]
 pub(crate) fn format_chat_message(arguments: Chat, _: &Call) -> Result<TaskOutput, TaskError> {
     let Chat { system_prompt, user_message } = arguments;
     let messages = json!([
@@ -74,7 +75,7 @@ fn value_of(value: Option<&Value>, call: &Call) -> Result<TaskOutput, TaskError>
 /// Arguments of `extract_sections`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Sections {
+pub(crate) struct Extraction {
     /// The text.
     text: String,
     /// Labels of the sections to keep, in the order they are to have. In the text each begins a line
@@ -89,8 +90,9 @@ fn yes() -> bool {
     true
 }
 
-pub(crate) fn extract_sections(arguments: Sections, _: &Call) -> Result<TaskOutput, TaskError> {
-    let Sections { text, sections, keep_preamble } = arguments;
+#[expect(clippy::unnecessary_wraps, reason = "every command has this signature")]
+pub(crate) fn extract_sections(arguments: Extraction, _: &Call) -> Result<TaskOutput, TaskError> {
+    let Extraction { text, sections, keep_preamble } = arguments;
     Ok(TaskOutput::One(Artifact::text(&extract(&text, &sections, keep_preamble))))
 }
 

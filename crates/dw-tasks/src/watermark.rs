@@ -6,7 +6,7 @@ use dw_core::{
     picture::{Filter, resize, to_rgb},
 };
 use image::{GrayImage, RgbImage};
-use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster};
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -16,7 +16,7 @@ use crate::{
     picture::one,
 };
 
-/// Largest letter height.
+/// Largest font size.
 const MAX_FONT_SIZE: u32 = 2048;
 
 /// Arguments of `add_watermark`.
@@ -34,7 +34,7 @@ pub(crate) struct Watermark {
     /// From 0, invisible, to 255, solid.
     #[serde(default = "opacity")]
     opacity: u8,
-    /// Height of a line in pixels; 0 for a thirtieth of the picture's height, at least 12.
+    /// Size of the font in pixels; 0 for a thirtieth of the picture's height, at least 12.
     #[serde(default)]
     font_size: u32,
     /// Distance from the picture's edges in pixels.
@@ -73,18 +73,25 @@ pub(crate) fn add_watermark(arguments: Watermark, call: &Call) -> Result<TaskOut
         return Err(argument_error("font_size", format!("at most {MAX_FONT_SIZE} pixels are possible")));
     }
     let mut picture = to_rgb(&*call.picture("image", arguments.image)?);
-    let height =
-        if arguments.font_size == 0 { (picture.height() / 30).clamp(12, MAX_FONT_SIZE) } else { arguments.font_size };
-    // Letters past the right edge are never seen, whatever the position.
-    let glyphs: Vec<GrayImage> =
-        arguments.text.chars().take(MAX_FONT_SIZE as usize).map(|letter| glyph(letter, height)).collect();
-    let width = glyphs.iter().map(|glyph| i64::from(glyph.width())).sum();
+    let auto = (picture.height() / 30).clamp(12, MAX_FONT_SIZE);
+    // A line of this font is a third taller than its size.
+    let height = if arguments.font_size == 0 { auto } else { arguments.font_size } * 4 / 3;
+    let advance = advance(height);
+    let width = arguments.text.chars().count() as i64 * i64::from(advance);
     let (mut x, y) = origin(&arguments, (picture.width(), picture.height()), (width, i64::from(height)));
-    for glyph in &glyphs {
-        stamp(&mut picture, glyph, (x, y), arguments.color, arguments.opacity);
-        x += i64::from(glyph.width());
+    for letter in arguments.text.chars() {
+        if x > -i64::from(advance) && x < i64::from(picture.width()) {
+            stamp(&mut picture, &glyph(letter, height), (x, y), arguments.color, arguments.opacity);
+        }
+        x += i64::from(advance);
     }
-    one(picture)
+    Ok(one(picture))
+}
+
+/// How wide a letter of that height is: the font is monospaced.
+fn advance(height: u32) -> u32 {
+    let cell = get_raster_width(FontWeight::Regular, RasterHeight::Size32) as f64 / RasterHeight::Size32.val() as f64;
+    (f64::from(height) * cell).round().max(1.0) as u32
 }
 
 /// Where the text's top left corner lies.
@@ -95,7 +102,7 @@ fn origin(arguments: &Watermark, picture: (u32, u32), text: (i64, i64)) -> (i64,
         "bottom-left" => (margin, bottom),
         "top-right" => (right, margin),
         "top-left" => (margin, margin),
-        "center" => ((right + margin) / 2, (bottom + margin) / 2),
+        "center" => (right.midpoint(margin), bottom.midpoint(margin)),
         _ => (right, bottom),
     }
 }
@@ -103,14 +110,10 @@ fn origin(arguments: &Watermark, picture: (u32, u32), text: (i64, i64)) -> (i64,
 /// How much of each pixel a letter covers, in a cell of that height. Letters that the font lacks are `?`.
 fn glyph(letter: char, height: u32) -> GrayImage {
     let raster = |letter| get_raster(letter, FontWeight::Regular, RasterHeight::Size32);
-    let cell = match raster(letter).or_else(|| raster('?')) {
-        Some(cell) => cell,
-        None => return GrayImage::new(0, height),
-    };
-    let (from_width, from_height) = (cell.width() as u32, cell.height() as u32);
-    let coverage = GrayImage::from_raw(from_width, from_height, cell.pixels().to_vec()).unwrap_or_default();
-    let width = (f64::from(height * from_width) / f64::from(from_height)).round().max(1.0) as u32;
-    resize(&coverage.into(), width, height, Filter::Bicubic).into_luma8()
+    let coverage = raster(letter)
+        .or_else(|| raster('?'))
+        .and_then(|cell| GrayImage::from_raw(cell.width() as u32, cell.height() as u32, cell.pixels().to_vec()));
+    resize(&coverage.unwrap_or_default().into(), advance(height), height, Filter::Bicubic).into_luma8()
 }
 
 fn stamp(picture: &mut RgbImage, glyph: &GrayImage, at: (i64, i64), color: [u8; 3], opacity: u8) {

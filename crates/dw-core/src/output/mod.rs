@@ -182,6 +182,16 @@ fn base_name(spec: &SaveSpec, step: StepLabel) -> Result<String, OutputError> {
     Ok(format!("{prefix}{}-{}.{}", step.workflow_id, step.step_name, step.step_index))
 }
 
+/// The name of the file that artifact `artifact` of entry `entry` becomes. Data (JSON) is one file for
+/// each entry, so `artifact` does not count there.
+pub fn file_name(spec: &SaveSpec, step: StepLabel, entry: usize, artifact: usize) -> Result<String, OutputError> {
+    let base = format!("{}-{entry}", base_name(spec, step)?);
+    Ok(match Format::of(&spec.content_type)? {
+        Format::Json => format!("{base}.json"),
+        _ => format!("{base}.{artifact}{}", extension(&spec.content_type)),
+    })
+}
+
 /// Checks that this build can write a content type, whatever the result is.
 pub fn check_content_type(content_type: &str) -> Result<(), OutputError> {
     Format::of(content_type).map(|_| ())

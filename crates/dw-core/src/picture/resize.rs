@@ -65,11 +65,12 @@ fn sinc(x: f64) -> f64 {
 }
 
 /// `picture` at `width` x `height` pixels, 8 bits a channel, grey or colour and alpha as it was.
-/// A picture that has the size already comes back as it is.
+/// A picture that has the size already comes back as it is; one without pixels becomes black.
 pub fn resize(picture: &DynamicImage, width: u32, height: u32, filter: Filter) -> DynamicImage {
     let from = (picture.width() as usize, picture.height() as usize);
     let to = (width as usize, height as usize);
     let sample = |bytes: &[u8], channels| match filter.support() {
+        _ if bytes.is_empty() => vec![0; to.0 * to.1 * channels],
         None => nearest(bytes, channels, from, to),
         Some(_) if channels % 2 == 0 => {
             divide_alpha(resample(&multiply_alpha(bytes, channels), channels, from, to, filter), channels)
@@ -137,9 +138,8 @@ fn resample(bytes: &[u8], channels: usize, from: (usize, usize), to: (usize, usi
         (_, 3) => across::<3>(&bytes, from.0, &taps(from.0, to.0, filter)),
         _ => across::<4>(&bytes, from.0, &taps(from.0, to.0, filter)),
     };
-    let vertical = |bytes: Vec<u8>, width: usize| match from.1 == to.1 {
-        true => bytes,
-        false => down(&bytes, width * channels, &taps(from.1, to.1, filter)),
+    let vertical = |bytes: Vec<u8>, width: usize| {
+        if from.1 == to.1 { bytes } else { down(&bytes, width * channels, &taps(from.1, to.1, filter)) }
     };
     if vertical_first(from, to) {
         horizontal(vertical(bytes.to_vec(), from.0))
@@ -213,7 +213,9 @@ fn multiply_alpha(bytes: &[u8], channels: usize) -> Vec<u8> {
     let mut output = bytes.to_vec();
     for pixel in output.chunks_exact_mut(channels) {
         if let [colour @ .., alpha] = pixel {
-            colour.iter_mut().for_each(|sample| *sample = multiply_255(*sample, *alpha));
+            for sample in colour {
+                *sample = multiply_255(*sample, *alpha);
+            }
         }
     }
     output
@@ -229,7 +231,9 @@ fn divide_alpha(mut bytes: Vec<u8>, channels: usize) -> Vec<u8> {
     for pixel in bytes.chunks_exact_mut(channels) {
         if let [colour @ .., alpha @ 1..=254] = pixel {
             let alpha = u32::from(*alpha);
-            colour.iter_mut().for_each(|sample| *sample = (255 * u32::from(*sample) / alpha).min(255) as u8);
+            for sample in colour {
+                *sample = (255 * u32::from(*sample) / alpha).min(255) as u8;
+            }
         }
     }
     bytes

@@ -70,6 +70,16 @@ fn a_picture_of_the_asked_size_comes_back_unchanged() {
 }
 
 #[test]
+fn sides_of_no_length_are_no_trouble() {
+    for (from, to) in [((0, 5), (4, 4)), ((0, 0), (3, 2)), ((4, 4), (0, 7)), ((4, 4), (0, 0))] {
+        for filter in [Filter::Nearest, Filter::Lanczos] {
+            let resized = resize(&DynamicImage::new_rgba8(from.0, from.1), to.0, to.1, filter);
+            assert_eq!((resized.width(), resized.height()), to);
+        }
+    }
+}
+
+#[test]
 fn unit_floats_are_clipped_and_rounded_half_to_even() {
     let cases = [(0.5, 128), (-1.0, 0), (2.0, 255), (1.0, 255), (0.5 / 255.0, 0), (2.5 / 255.0, 2), (f32::NAN, 0)];
     for (value, byte) in cases {

@@ -228,16 +228,15 @@ impl ModelFiles {
 
     /// Text that changes when one of these files of `folder` does.
     pub fn fingerprint(&self, folder: &str, names: &[&str]) -> Result<String> {
-        let mut text = String::new();
-        for name in names {
+        let of = |name: &&str| {
             let path = sub(folder, name);
             match self.root().map(|root| join(root, &path)) {
-                Some(file) if file.is_file() => text += &fingerprint(&file)?,
-                Some(_) => {}
-                None => text += &format!("{};", self.place(&path).display()),
+                Some(file) if file.is_file() => fingerprint(&file),
+                Some(_) => Ok(String::new()),
+                None => Ok(format!("{};", self.place(&path).display())),
             }
-        }
-        Ok(text)
+        };
+        names.iter().map(of).collect()
     }
 
     /// A JSON file, or none when it is not there.

@@ -75,7 +75,7 @@ impl HubModel {
             return Err(self.not_cached("the model"));
         }
         let info = self.ask(context)?;
-        self.commit = info.sha.clone();
+        self.commit.clone_from(&info.sha);
         let repo = Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned());
         Cache::new(self.hub.cache.clone()).repo(repo).create_ref(&self.commit)?;
         self.files.get_or_init(|| names(&info));
@@ -88,7 +88,7 @@ impl HubModel {
             return Ok(());
         }
         if self.hub.offline {
-            return Err(self.not_cached(&self.wanted(folder, need)));
+            return Err(self.not_cached(&wanted(folder, need)));
         }
         match need {
             Need::File(name) => self.fetch_required(&sub(folder, name), context),
@@ -112,15 +112,6 @@ impl HubModel {
             Need::File(name) => has(name),
             Need::Tokenizer => has("tokenizer.json") || (has("vocab.json") && has("merges.txt")),
             Need::Weights(variant) => has("config.json") && folder::weight_files(&dir, variant).is_ok(),
-        }
-    }
-
-    fn wanted(&self, folder: &str, need: Need<'_>) -> String {
-        match need {
-            Need::File(name) => format!("`{}`", sub(folder, name)),
-            Need::Tokenizer => format!("the tokenizer `{folder}`"),
-            Need::Weights(Some(variant)) => format!("the weights `{folder}` (variant `{variant}`)"),
-            Need::Weights(None) => format!("the weights `{folder}`"),
         }
     }
 
@@ -257,6 +248,16 @@ impl HubModel {
                 self.hub.endpoint
             ),
         })
+    }
+}
+
+/// What is missing, in words.
+fn wanted(folder: &str, need: Need<'_>) -> String {
+    match need {
+        Need::File(name) => format!("`{}`", sub(folder, name)),
+        Need::Tokenizer => format!("the tokenizer `{folder}`"),
+        Need::Weights(Some(variant)) => format!("the weights `{folder}` (variant `{variant}`)"),
+        Need::Weights(None) => format!("the weights `{folder}`"),
     }
 }
 

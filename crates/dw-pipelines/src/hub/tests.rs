@@ -246,7 +246,9 @@ fn refusals_of_the_hub_come_with_their_remedy() {
         let cache = TempFolder::new();
         let hub = Hub { token: token.map(str::to_owned), ..hub(&cache, &served.start()) };
         let said = with_context(|context| {
-            message(hub.open(&source(), context).and_then(|files| files.fetch("", Need::File("model_index.json"), context)))
+            message(
+                hub.open(&source(), context).and_then(|files| files.fetch("", Need::File("model_index.json"), context)),
+            )
         });
         assert!(said.contains(expected) && said.contains("`owner/name`"), "{said}");
     }
@@ -278,7 +280,8 @@ fn offline_and_not_cached_says_what_to_do() {
 fn names_and_revisions_that_lead_out_of_the_cache_are_refused() {
     let cache = TempFolder::new();
     let hub = hub(&cache, "http://127.0.0.1:1");
-    for (repo, revision) in [("../x", "main"), ("a/../b", "main"), ("a/b", "../main"), ("", "main"), ("a b/c", "main")] {
+    for (repo, revision) in [("../x", "main"), ("a/../b", "main"), ("a/b", "../main"), ("", "main"), ("a b/c", "main")]
+    {
         let source = ModelSource::Hub { repo: repo.into(), revision: Some(revision.into()) };
         let said = with_context(|context| message(hub.open(&source, context)));
         assert!(said.contains("is neither a folder") || said.contains("is not a revision"), "{said}");

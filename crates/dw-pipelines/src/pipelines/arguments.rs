@@ -61,7 +61,9 @@ fn property_names(schema: &Value) -> impl Iterator<Item = &str> {
 pub(crate) fn group<G: DeserializeOwned + JsonSchema>(arguments: &Arguments) -> Result<G> {
     let schema = group_schema::<G>();
     let given: Map<String, Value> = property_names(&schema)
-        .filter_map(|name| Some((name.to_owned(), arguments.values.get(name).filter(|value| !value.is_null())?.clone())))
+        .filter_map(|name| {
+            Some((name.to_owned(), arguments.values.get(name).filter(|value| !value.is_null())?.clone()))
+        })
         .collect();
     serde_path_to_error::deserialize(Value::Object(given)).map_err(|error| {
         let name = error.path().to_string();

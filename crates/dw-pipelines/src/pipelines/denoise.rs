@@ -31,7 +31,11 @@ pub(crate) struct Loop<'a> {
 impl Loop<'_> {
     /// Takes noisy latents to clean ones. `predict` gets the latents as the model wants them and the
     /// timestep, and returns the (guided) prediction, of the latents' shape.
-    pub(crate) fn run(self, latents: Tensor, predict: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>) -> Result<Tensor> {
+    pub(crate) fn run(
+        self,
+        latents: Tensor,
+        predict: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let Self { scheduler, indices, options, generators, context, observer } = self;
         let (start, total) = (indices.start, indices.len());
         let device = latents.device().clone();
@@ -65,8 +69,10 @@ pub(crate) fn check_finite(what: &'static str, tensor: &Tensor, at: impl Fn() ->
     }
     let remedy = match tensor.dtype() {
         DType::F16 => "float16 is too narrow for this model; use `torch_dtype` bfloat16 or float32",
-        _ => "the weights or the scheduler's settings do not fit the model; try the model's own scheduler, or fetch \
-              the weights again",
+        _ => {
+            "the weights or the scheduler's settings do not fit the model; try the model's own scheduler, or fetch \
+              the weights again"
+        }
     };
     Err(Error::NonFinite { what, at: at(), remedy: remedy.into() })
 }

@@ -40,7 +40,13 @@ fn deviation(tensor: &Tensor) -> Result<Tensor> {
 
 /// The sinusoidal embedding of a guidance scale, `(batch, width)`, that latent consistency models add to
 /// the timestep (diffusers `get_guidance_scale_embedding`, called with the scale minus 1).
-pub(crate) fn guidance_embedding(scale: f64, batch: usize, width: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+pub(crate) fn guidance_embedding(
+    scale: f64,
+    batch: usize,
+    width: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
     let half = width / 2;
     let step = 10000f32.ln() / (half.saturating_sub(1).max(1)) as f32;
     let value = ((scale - 1.0) * 1000.0) as f32;

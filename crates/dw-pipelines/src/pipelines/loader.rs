@@ -333,6 +333,14 @@ impl Planned {
     fn config<C: DeserializeOwned>(&self) -> Result<C> {
         let path = sub(&self.folder, "config.json");
         let config = self.files.require_json(&path)?;
+        if let Some(other) = config.get("_class_name").and_then(Value::as_str)
+            && !self.kind.classes().contains(&other)
+        {
+            return Err(Error::BadFile {
+                path: self.files.place(&path),
+                reason: format!("describes a `{other}`, not a `{}`; correct the folder of `{}`", self.class, self.name),
+            });
+        }
         serde_path_to_error::deserialize(without_nulls(config)).map_err(|error| Error::BadFile {
             path: self.files.place(&path),
             reason: format!("setting `{}` cannot be used: {}", error.path(), error.inner()),

@@ -75,7 +75,10 @@ pub(crate) fn hidden_state(output: &ClipTextOutput, from_end: usize) -> Result<&
     let states = &output.hidden_states;
     let state = states.len().checked_sub(from_end + 1).and_then(|at| states.get(at));
     state.ok_or_else(|| {
-        refuse("clip_skip", format!("skips more layers than the text encoder has ({}); use a smaller number", states.len() - 1))
+        refuse(
+            "clip_skip",
+            format!("skips more layers than the text encoder has ({}); use a smaller number", states.len() - 1),
+        )
     })
 }
 

@@ -26,11 +26,11 @@ use crate::{Result, request::Context};
 /// How strongly the prompt is followed.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct GuidanceArguments {
+pub(crate) struct GuidanceArguments {
     /// How strongly the prompt is followed. Above 1 each step also predicts without the prompt and takes twice
     /// as long.
     #[serde(deserialize_with = "number")]
-    pub guidance_scale: f64,
+    pub(crate) guidance_scale: f64,
 }
 
 impl Default for GuidanceArguments {
@@ -73,8 +73,11 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     };
     let steps = scheduler.timesteps().len();
     let (scaling, upcast) = (Scaling::Factor, false);
-    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }
-        .generate(&conditioned, &mut *scheduler, surroundings)
+    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }.generate(
+        &conditioned,
+        &mut *scheduler,
+        surroundings,
+    )
 }
 
 /// What is to be encoded, checked.
@@ -115,7 +118,9 @@ impl<'a> Prompts<'a> {
     fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let mut truncations = Truncations::new(context);
         let positive = match (&self.prompt_embeds, &self.call.prompt) {
-            (None, Some(prompt)) => self.embed("prompt_embeds", prompt.list(), self.call.clip_skip, &mut truncations)?,
+            (None, Some(prompt)) => {
+                self.embed("prompt_embeds", prompt.list(), self.call.clip_skip, &mut truncations)?
+            }
             (embeds, _) => embeds.clone().ok_or_else(|| refuse("prompt", "is missing"))?,
         };
         let negative = match &self.negative_prompt_embeds {

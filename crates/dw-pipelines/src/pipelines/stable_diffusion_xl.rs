@@ -24,29 +24,24 @@ use super::{
         stage_finished, timestep_cond,
     },
 };
-use crate::{
-    Error, Result,
-    models::ClipTextOutput,
-    request::Context,
-    schedulers::Scheduler,
-};
+use crate::{Error, Result, models::ClipTextOutput, request::Context, schedulers::Scheduler};
 
 /// Guidance, the second encoder's prompts, pooled embeddings.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct XlPrompts {
+pub(crate) struct XlPrompts {
     /// How strongly the prompt is followed. Above 1 each step also predicts without the prompt and takes twice
     /// as long.
     #[serde(deserialize_with = "number")]
-    pub guidance_scale: f64,
+    pub(crate) guidance_scale: f64,
     /// The prompt for the second text encoder; `prompt` when not given.
-    pub prompt_2: Option<Texts>,
+    pub(crate) prompt_2: Option<Texts>,
     /// The negative prompt for the second text encoder; `negative_prompt` when not given.
-    pub negative_prompt_2: Option<Texts>,
+    pub(crate) negative_prompt_2: Option<Texts>,
     /// Pooled embeddings that go with `prompt_embeds`: an array `(prompts, features)`.
-    pub pooled_prompt_embeds: Option<ArtifactRef>,
+    pub(crate) pooled_prompt_embeds: Option<ArtifactRef>,
     /// Pooled embeddings that go with `negative_prompt_embeds`.
-    pub negative_pooled_prompt_embeds: Option<ArtifactRef>,
+    pub(crate) negative_pooled_prompt_embeds: Option<ArtifactRef>,
 }
 
 impl Default for XlPrompts {
@@ -64,20 +59,20 @@ impl Default for XlPrompts {
 /// What the model is told about size and crop of the picture (Podell et al. 2023, section 2.2).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct SizeConditioning {
+pub(crate) struct SizeConditioning {
     /// `[height, width]` the picture is said to have had before training; the picture's own when not given. Smaller
     /// looks upscaled.
-    pub original_size: Option<Pair>,
+    pub(crate) original_size: Option<Pair>,
     /// `[top, left]` the picture is said to be cropped at; `[0, 0]` is well centred.
-    pub crops_coords_top_left: Pair,
+    pub(crate) crops_coords_top_left: Pair,
     /// `[height, width]` the picture is said to have now; the picture's own when not given.
-    pub target_size: Option<Pair>,
+    pub(crate) target_size: Option<Pair>,
     /// `original_size` for the negative half; counts only together with `negative_target_size`.
-    pub negative_original_size: Option<Pair>,
+    pub(crate) negative_original_size: Option<Pair>,
     /// `crops_coords_top_left` for the negative half.
-    pub negative_crops_coords_top_left: Pair,
+    pub(crate) negative_crops_coords_top_left: Pair,
     /// `target_size` for the negative half; counts only together with `negative_original_size`.
-    pub negative_target_size: Option<Pair>,
+    pub(crate) negative_target_size: Option<Pair>,
 }
 
 impl Default for SizeConditioning {
@@ -138,8 +133,11 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
         guidance: guided.then_some(Guidance { scale: xl.guidance_scale, rescale: call.guidance_rescale }),
     };
     let (scaling, upcast) = (Scaling::Statistics, true);
-    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }
-        .generate(&conditioned, &mut *scheduler, surroundings)
+    TextToImage { parts, call: &call, arguments, pictures, size, steps, scaling, upcast }.generate(
+        &conditioned,
+        &mut *scheduler,
+        surroundings,
+    )
 }
 
 /// How many timesteps are run when denoising stops at a fraction of the training schedule; all when the
@@ -148,13 +146,19 @@ fn steps_until(scheduler: &dyn Scheduler, denoising_end: Option<f64>) -> Result<
     let timesteps = scheduler.timesteps();
     let Some(end) = denoising_end else { return Ok(timesteps.len()) };
     if !(end > 0.0 && end < 1.0) {
-        return Err(refuse("denoising_end", format!("must lie between 0 and 1, found `{end}`; leave it out to denoise fully")));
+        return Err(refuse(
+            "denoising_end",
+            format!("must lie between 0 and 1, found `{end}`; leave it out to denoise fully"),
+        ));
     }
     let length = scheduler.num_train_timesteps() as f64;
     let cutoff = (length - end * length).round_ties_even();
     let steps = timesteps.iter().filter(|&&timestep| timestep >= cutoff).count();
     if steps == 0 {
-        return Err(refuse("denoising_end", format!("`{end}` leaves no denoising step; use a larger value or more steps")));
+        return Err(refuse(
+            "denoising_end",
+            format!("`{end}` leaves no denoising step; use a larger value or more steps"),
+        ));
     }
     Ok(steps)
 }
@@ -176,7 +180,8 @@ impl SizeConditioning {
             _ => positive,
         };
         let pair: Vec<[f32; 6]> = if guided { vec![negative, positive] } else { vec![positive] };
-        let ids = Tensor::from_vec(pair.concat(), (pair.len(), 6), text_embeds.device())?.to_dtype(text_embeds.dtype())?;
+        let ids =
+            Tensor::from_vec(pair.concat(), (pair.len(), 6), text_embeds.device())?.to_dtype(text_embeds.dtype())?;
         Ok(ids.repeat((pictures, 1))?)
     }
 }
@@ -255,7 +260,9 @@ impl<'a> Prompts<'a> {
             (Some(given), _) => Some(given),
             // The reference leaves the negative prompt's layer alone.
             (None, Some(texts)) => Some(embed(self.parts, texts, 0, &mut truncations)?),
-            (None, None) => Some(Embeddings { embeds: positive.embeds.zeros_like()?, pooled: positive.pooled.zeros_like()? }),
+            (None, None) => {
+                Some(Embeddings { embeds: positive.embeds.zeros_like()?, pooled: positive.pooled.zeros_like()? })
+            }
         };
         if let Some(negative) = &negative {
             same_shape("negative_prompt_embeds", &positive.embeds, &negative.embeds)?;
@@ -288,10 +295,17 @@ fn given_embeddings(
 
 /// Both encoders' states side by side, and the pooled state of the encoder that projects one. `skip` more
 /// layers than the usual one are left out.
-fn embed(parts: &Parts, texts: &[Vec<String>; 2], skip: usize, truncations: &mut Truncations<'_>) -> Result<Embeddings> {
+fn embed(
+    parts: &Parts,
+    texts: &[Vec<String>; 2],
+    skip: usize,
+    truncations: &mut Truncations<'_>,
+) -> Result<Embeddings> {
     let mut states = Vec::new();
     let mut pooled = None;
-    for (at, (encoder, tokenizer)) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")].iter().enumerate() {
+    for (at, (encoder, tokenizer)) in
+        [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")].iter().enumerate()
+    {
         let Some(encoder) = parts.text_encoder(encoder, tokenizer)?.map(TextEncoder::from) else { continue };
         let output: ClipTextOutput = encoder.encode(&texts[at], truncations)?;
         states.push(hidden_state(&output, skip + 1)?.to_dtype(parts.dtype)?);

@@ -5,7 +5,7 @@ use dw_core::arguments::ArtifactRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::arguments::{Texts, optional_number, optional_numbers, optional_positive, optional_whole, number, positive};
+use super::arguments::{Texts, number, optional_number, optional_numbers, optional_positive, optional_whole, positive};
 use crate::{Error, Result, rng::Generators, schedulers::TimestepRequest};
 
 /// What a call returns.
@@ -133,16 +133,22 @@ impl Generation {
     pub(crate) fn check(&self, guidance_scale: f64) -> Result<()> {
         match (&self.prompt, self.prompt_embeds) {
             (None, None) => return Err(refuse("prompt", "is missing; say what the picture should show")),
-            (Some(_), Some(_)) => return Err(refuse("prompt", "cannot be combined with `prompt_embeds`; give one of them")),
+            (Some(_), Some(_)) => {
+                return Err(refuse("prompt", "cannot be combined with `prompt_embeds`; give one of them"));
+            }
             _ => {}
         }
         if self.negative_prompt.is_some() && self.negative_prompt_embeds.is_some() {
-            return Err(refuse("negative_prompt", "cannot be combined with `negative_prompt_embeds`; give one of them"));
+            return Err(refuse(
+                "negative_prompt",
+                "cannot be combined with `negative_prompt_embeds`; give one of them",
+            ));
         }
         if self.timesteps.is_some() && self.sigmas.is_some() {
             return Err(refuse("timesteps", "cannot be combined with `sigmas`; give one of them"));
         }
-        for (name, value) in [("guidance_scale", guidance_scale), ("guidance_rescale", self.guidance_rescale), ("eta", self.eta)]
+        for (name, value) in
+            [("guidance_scale", guidance_scale), ("guidance_rescale", self.guidance_rescale), ("eta", self.eta)]
         {
             if !value.is_finite() {
                 return Err(refuse(name, format!("must be a finite number, found `{value}`")));
@@ -158,7 +164,10 @@ impl Generation {
             if value % multiple != 0 {
                 let (below, above) = (value / multiple * multiple, value.next_multiple_of(multiple));
                 let try_instead = if below == 0 { format!("`{above}`") } else { format!("`{below}` or `{above}`") };
-                return Err(refuse(name, format!("must be a multiple of {multiple}, found `{value}`; use {try_instead}")));
+                return Err(refuse(
+                    name,
+                    format!("must be a multiple of {multiple}, found `{value}`; use {try_instead}"),
+                ));
             }
         }
         Ok((height, width))

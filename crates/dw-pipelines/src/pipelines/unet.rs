@@ -187,7 +187,10 @@ pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, call: &Generation) ->
     ] {
         if given && !accepted {
             let class = scheduler.class();
-            return Err(refuse(name, format!("`{class}` does not take them; use `num_inference_steps`, or another scheduler")));
+            return Err(refuse(
+                name,
+                format!("`{class}` does not take them; use `num_inference_steps`, or another scheduler"),
+            ));
         }
     }
     scheduler.set_timesteps(&call.timestep_request())

@@ -10,9 +10,8 @@ use super::{
     edm_dpmsolver_multistep::EdmDpmSolverMultistep, edm_euler::EdmEuler,
     euler_ancestral_discrete::EulerAncestralDiscrete, euler_discrete::EulerDiscrete,
     flow_match_euler_discrete::FlowMatchEulerDiscrete, flow_match_heun_discrete::FlowMatchHeunDiscrete,
-    heun_discrete::HeunDiscrete, k_dpm_2_ancestral_discrete::KDpm2AncestralDiscrete,
-    k_dpm_2_discrete::KDpm2Discrete, lcm::Lcm, lms_discrete::LmsDiscrete, options, pndm::Pndm, tcd::Tcd,
-    unipc_multistep::UniPcMultistep,
+    heun_discrete::HeunDiscrete, k_dpm_2_ancestral_discrete::KDpm2AncestralDiscrete, k_dpm_2_discrete::KDpm2Discrete,
+    lcm::Lcm, lms_discrete::LmsDiscrete, options, pndm::Pndm, tcd::Tcd, unipc_multistep::UniPcMultistep,
 };
 use crate::{Error, Result};
 

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use dw_core::cancel::CancellationToken;
-use dw_engine::{Engine, EngineError, RunRequest};
+use dw_engine::{Engine, EngineError, PlannedRun, RunRequest};
 use serde::Serialize;
 
 use crate::{
@@ -69,7 +69,9 @@ pub(super) fn bench(args: &BenchArgs, session: &Session) -> Result<Exit, CliErro
     let folder = tempfile::tempdir()
         .map_err(|error| CliError::Failed(format!("cannot create a temporary folder for the files: {error}")))?;
     let mut engine = session.engine(&args.compute)?;
-    let (workflow, runs) = measure(&mut engine, &request(args, folder.path())?, args, session)?;
+    let name = args.file.display().to_string();
+    let planned = run::plan(&engine, request(args, folder.path())?, &name, false)?;
+    let (workflow, runs) = measure(&mut engine, &planned, args, session)?;
     let rows = rows(&runs);
     if args.json {
         print_json(&Benchmark { workflow, stages: &rows, runs: &runs })?;
@@ -92,7 +94,7 @@ fn request(args: &BenchArgs, output_dir: &Path) -> Result<RunRequest, CliError> 
 /// One cold run and the warm ones.
 fn measure(
     engine: &mut Engine,
-    request: &RunRequest,
+    planned: &PlannedRun,
     args: &BenchArgs,
     session: &Session,
 ) -> Result<(String, Vec<Run>), CliError> {
@@ -102,8 +104,8 @@ fn measure(
     let name = args.file.display().to_string();
     let (mut workflow, mut runs) = (String::new(), Vec::new());
     for number in 0..=args.runs {
-        let summary = engine.run(request, &*reporter, &cancel).map_err(|error| match error {
-            EngineError::Invalid(found) => run::invalid(&name, found, request, false),
+        let summary = engine.run(planned, &*reporter, &cancel).map_err(|error| match error {
+            EngineError::Invalid(found) => run::invalid(&name, found, &planned.request.source, false),
             EngineError::Cancelled => CliError::Cancelled,
             source => CliError::Run { file: name.clone(), source },
         })?;

@@ -79,7 +79,7 @@ fn examine(session: &Session) -> Report {
             None
         }
     };
-    let around = Engine::surroundings();
+    let around = dw_engine::surroundings();
     let model_cache = folder(&around.model_cache);
     if !model_cache.writable {
         let path = model_cache.path.display();

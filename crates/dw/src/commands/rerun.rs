@@ -34,8 +34,8 @@ pub(super) fn rerun(args: &RerunArgs, session: &Session) -> Result<Exit, CliErro
             metadata: !args.output.no_metadata,
         };
         let mut engine = session.engine(&args.compute)?;
-        run::check(&engine, &request, &name, args.output.json)?;
-        run::execute(&mut engine, &request, &name, &args.output, session)
+        let planned = run::plan(&engine, request, &name, args.output.json)?;
+        run::execute(&mut engine, &planned, &name, &args.output, session)
     })
 }
 

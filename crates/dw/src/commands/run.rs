@@ -6,7 +6,7 @@ use dw_core::{
     cancel::CancellationToken,
     finding::{Finding, Severity},
 };
-use dw_engine::{Engine, EngineError, Preview, RunRequest, Source};
+use dw_engine::{Engine, EngineError, PlannedRun, Preview, RunRequest, Source};
 use fs_err as fs;
 
 use crate::{
@@ -36,11 +36,11 @@ pub(super) fn run(args: &RunArgs, session: &Session) -> Result<Exit, CliError> {
         };
         let name = args.file.display().to_string();
         let mut engine = session.engine(&args.compute)?;
-        check(&engine, &request, &name, args.output.json)?;
+        let planned = plan(&engine, request, &name, args.output.json)?;
         if args.dry_run {
-            return dry_run(&engine, &request, &name, args.output.json);
+            return dry_run(&engine, &planned, args.output.json);
         }
-        execute(&mut engine, &request, &name, &args.output, session)
+        execute(&mut engine, &planned, &name, &args.output, session)
     })
 }
 
@@ -55,28 +55,26 @@ pub(super) fn reported(json: bool, work: impl FnOnce() -> Result<Exit, CliError>
 }
 
 /// Checks a request before anything is loaded or written. `name` is the workflow as the user knows it.
-pub(super) fn check(engine: &Engine, request: &RunRequest, name: &str, json: bool) -> Result<(), CliError> {
-    let found = engine.check(request);
-    if found.iter().any(|finding| finding.severity == Severity::Error) {
-        return Err(invalid(name, found, request, json));
-    }
-    show(&found, request);
-    Ok(())
+pub(super) fn plan(engine: &Engine, request: RunRequest, name: &str, json: bool) -> Result<PlannedRun, CliError> {
+    let source = request.source.clone();
+    let planned = engine.plan(request).map_err(|found| invalid(name, found, &source, json))?;
+    show(&planned.plan.warnings, &source);
+    Ok(planned)
 }
 
 /// Runs a checked request, with everything that people and programs see of it.
 pub(super) fn execute(
     engine: &mut Engine,
-    request: &RunRequest,
+    planned: &PlannedRun,
     name: &str,
     output: &OutputArgs,
     session: &Session,
 ) -> Result<Exit, CliError> {
-    create_output_dir(&request.output_dir, session)?;
+    create_output_dir(&planned.request.output_dir, session)?;
     let cancel = CancellationToken::default();
     let reporter = Arc::new(Reporter::new(output.json, session));
     interrupt::cancels(&cancel, &reporter)?;
-    let result = engine.run(request, &*reporter, &cancel);
+    let result = engine.run(planned, &*reporter, &cancel);
     let record = reporter.finish();
     let talk = |text: String| {
         if !session.quiet && !output.json {
@@ -95,21 +93,21 @@ pub(super) fn execute(
             talk(summary::cancelled(&record));
             Err(CliError::Cancelled)
         }
-        Err(EngineError::Invalid(found)) => Err(invalid(name, found, request, output.json)),
+        Err(EngineError::Invalid(found)) => Err(invalid(name, found, &planned.request.source, output.json)),
         Err(source) => Err(CliError::Run { file: name.into(), source }),
     }
 }
 
 /// Shows what is wrong (unless programs are to read it) and makes the error that ends the command.
-pub(super) fn invalid(name: &str, found: Vec<Finding>, request: &RunRequest, json: bool) -> CliError {
+pub(super) fn invalid(name: &str, found: Vec<Finding>, source: &Source, json: bool) -> CliError {
     if !json {
-        show(&found, request);
+        show(&found, source);
     }
     CliError::Invalid { file: name.into(), reason: findings::tally(&found), findings: found }
 }
 
-fn show(found: &[Finding], request: &RunRequest) {
-    let stdin = match &request.source {
+fn show(found: &[Finding], source: &Source) {
+    let stdin = match source {
         Source::Text { text, .. } => Some(text.clone()),
         Source::File(_) => None,
     };
@@ -133,16 +131,12 @@ fn create_output_dir(folder: &Path, session: &Session) -> Result<(), CliError> {
 }
 
 /// Shows what a run would do.
-fn dry_run(engine: &Engine, request: &RunRequest, name: &str, json: bool) -> Result<Exit, CliError> {
-    let preview = match engine.preview(request) {
-        Ok(preview) => preview,
-        Err(EngineError::Invalid(found)) => return Err(invalid(name, found, request, json)),
-        Err(source) => return Err(CliError::Run { file: name.into(), source }),
-    };
+fn dry_run(engine: &Engine, planned: &PlannedRun, json: bool) -> Result<Exit, CliError> {
+    let preview = engine.preview(planned);
     if json {
         Line::Preview(&preview).print();
     } else {
-        print(&describe(&preview, &request.output_dir))?;
+        print(&describe(&preview, &planned.request.output_dir))?;
     }
     Ok(Exit::Done)
 }

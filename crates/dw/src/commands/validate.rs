@@ -7,7 +7,7 @@ use std::{
 };
 
 use dw_core::finding::{Finding, Severity};
-use dw_engine::{Engine, EngineConfig, RunRequest, Source};
+use dw_engine::{RunRequest, Source};
 use serde_json::Map;
 
 use crate::{
@@ -37,11 +37,10 @@ impl Checked {
 /// Runs `dw validate`. What cannot be read does not keep the rest from being checked.
 pub(super) fn validate(args: &ValidateArgs) -> Result<Exit, CliError> {
     let (paths, mut troubles) = expand(&args.files);
-    let engine = checking_engine()?;
     let mut checked = Vec::new();
     for path in &paths {
         match request::source(path) {
-            Ok(source) => checked.push(check(&engine, path, source)),
+            Ok(source) => checked.push(check(path, source)),
             Err(trouble) => troubles.push(trouble.to_string()),
         }
     }
@@ -56,20 +55,14 @@ pub(super) fn validate(args: &ValidateArgs) -> Result<Exit, CliError> {
     })
 }
 
-/// Checking needs no accelerator and no network.
-fn checking_engine() -> Result<Engine, CliError> {
-    let config = EngineConfig { device: Some("cpu".into()), offline: true, cuda_noise: false };
-    Engine::new(config).map_err(|error| CliError::Failed(error.to_string()))
-}
-
-fn check(engine: &Engine, path: &Path, source: Source) -> Checked {
+fn check(path: &Path, source: Source) -> Checked {
     let stdin = match &source {
         Source::Text { text, .. } => Some(text.clone()),
         Source::File(_) => None,
     };
     let request =
         RunRequest { source, variables: Map::new(), seed: None, output_dir: PathBuf::from("outputs"), metadata: true };
-    Checked { name: path.display().to_string(), stdin, findings: engine.check(&request) }
+    Checked { name: path.display().to_string(), stdin, findings: dw_engine::check(&request) }
 }
 
 /// The files that arguments name, each once, and what is wrong with the others.

@@ -41,7 +41,10 @@ impl ModelSource {
             return Self::Builtin(builtin.to_owned());
         }
         let path = base.join(name);
-        let is_path = Path::new(name).is_absolute() || name.starts_with(['.', '~']) || name.contains('\\');
+        let is_path = Path::new(name).is_absolute()
+            || name.starts_with(['.', '~'])
+            || name.contains('\\')
+            || Path::new(name).extension().is_some_and(|ending| ending == "safetensors");
         if is_path || path.exists() || name.split('/').count() > 2 {
             return Self::Folder(path);
         }

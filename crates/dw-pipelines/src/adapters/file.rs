@@ -2,7 +2,10 @@
 //!
 //! What is in the file is read by the modules for each kind of adapter.
 
-use std::{collections::BTreeMap, path::Path, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
 
 use candle_core::Tensor;
 
@@ -74,6 +77,11 @@ impl AdapterFile {
     /// Its tensors by name, as they are stored, on the host.
     pub(super) fn read(&self) -> Result<BTreeMap<String, Tensor>> {
         weights::read_stored(&self.path)
+    }
+
+    /// The text beside its tensors, by key.
+    pub(super) fn metadata(&self) -> Result<HashMap<String, String>> {
+        weights::read_metadata(&self.path)
     }
 
     /// Complains about the file.

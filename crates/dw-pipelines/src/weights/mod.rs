@@ -7,7 +7,7 @@
 pub mod folder;
 mod reader;
 
-pub(crate) use reader::{read_names, read_stored};
+pub(crate) use reader::{read_metadata, read_names, read_stored};
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -72,6 +72,14 @@ pub(crate) fn read_stored(path: &Path) -> Result<BTreeMap<String, candle_core::T
     tensors.iter().map(read).collect()
 }
 
+/// The text that a safetensors file holds beside its tensors, by key.
+pub(crate) fn read_metadata(path: &Path) -> Result<HashMap<String, String>> {
+    let bytes = map(path)?;
+    parse(&bytes, path)?;
+    let header = SafeTensors::read_metadata(&bytes).ok();
+    Ok(header.and_then(|(_, header)| header.metadata().clone()).unwrap_or_default())
+}
+
 /// The names of the tensors of a safetensors file, read from its header.
 pub(crate) fn read_names(path: &Path) -> Result<Vec<String>> {
     let bytes = map(path)?;

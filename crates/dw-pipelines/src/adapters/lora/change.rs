@@ -66,10 +66,10 @@ pub(crate) enum Flaw {
 }
 
 impl Change {
-    /// Puts the tensors of one module together.
-    pub(crate) fn new(parts: &Parts) -> Result<Self, Flaw> {
+    /// Puts the tensors of one module together. `recorded` is the alpha of a file that stores none.
+    pub(crate) fn new(parts: &Parts, recorded: Option<f64>) -> Result<Self, Flaw> {
         let get = |part: Part| parts.get(&part).map(|(_, tensor)| tensor.clone());
-        let alpha = get(Part::Alpha).map(|alpha| number(&alpha).ok_or(Flaw::Inconsistent)).transpose()?;
+        let alpha = get(Part::Alpha).map(|alpha| number(&alpha).ok_or(Flaw::Inconsistent)).transpose()?.or(recorded);
         let kind = kind(&get)?;
         let weight = kind.map(|kind| {
             let scale = match (alpha, kind.rank()) {

@@ -8,7 +8,7 @@ fn tensor(shape: &[usize], seed: usize) -> Tensor {
 }
 
 fn change(parts: &[(Part, Tensor)]) -> Result<Change, Flaw> {
-    Change::new(&parts.iter().map(|(part, tensor)| (*part, (format!("{part:?}"), tensor.clone()))).collect())
+    Change::new(&parts.iter().map(|(part, tensor)| (*part, (format!("{part:?}"), tensor.clone()))).collect(), None)
 }
 
 fn alpha(value: f32) -> (Part, Tensor) {

@@ -9,6 +9,7 @@ mod keys;
 mod merge;
 mod modules;
 mod original;
+mod recorded;
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ use crate::{Result, weights::Weights};
 use change::{Change, Flaw, Parts};
 use keys::Part;
 use modules::Modules;
+use recorded::Recorded;
 
 /// One module of a file.
 struct Module {
@@ -80,10 +82,14 @@ impl Lora {
                 None => unknown.push(name),
             }
         }
+        let recorded = Recorded::new(&file.metadata()?);
         let modules = grouped
             .into_iter()
             .map(|((component, name), parts)| {
-                let change = Change::new(&parts).map_err(|flaw| file.bad(complaint(flaw, &parts, None, None)))?;
+                let rank = parts.get(&Part::Down).and_then(|(_, down)| down.dims().first().copied());
+                let alpha = rank.and_then(|rank| recorded.alpha(component, &name, rank));
+                let change =
+                    Change::new(&parts, alpha).map_err(|flaw| file.bad(complaint(flaw, &parts, None, None)))?;
                 Ok(Module { component, name, parts, change })
             })
             .collect::<Result<_>>()?;

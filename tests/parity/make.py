@@ -78,10 +78,30 @@ CALLS = [
     "sdxl_i2i*",
     "sdxl_refiner_i2i",
     "sdxl_base_refiner_ensemble",
+    "sd15_lora_kohya",
+    "sdxl_lora_dora",
+    "sdxl_lora_fused",
+    "sdxl_lora_kohya",
+    "sdxl_lora_locon",
+    "sdxl_lora_peft",
+    "sdxl_lora_scale_kwarg",
+    "sdxl_lora_two",
+    "sdxl_textual_inversion",
 ]
 
 # The pictures that these calls start from.
 INPUTS = ["scene_64x64.png", "scene_96x64.png", "photo_75x53.png"]
+
+# LoRA and textual inversion files that the calls above use.
+ADAPTERS = [
+    "sd15_lora_kohya",
+    "sdxl_dora_peft",
+    "sdxl_locon_kohya_sgm",
+    "sdxl_lora_kohya",
+    "sdxl_lora_peft",
+    "sdxl_ti_clip_g",
+    "sdxl_ti_clip_l",
+]
 
 
 def read(path):
@@ -127,6 +147,10 @@ def main(reference):
     (HERE / "inputs").mkdir(exist_ok=True)
     for name in INPUTS:
         shutil.copyfile(reference / "inputs" / name, HERE / "inputs" / name)
+    for name in ADAPTERS:
+        file = pathlib.Path("models", "adapters", f"{name}.safetensors")
+        (HERE / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(reference / file, HERE / file)
     for pattern in CALLS:
         for folder in sorted((reference / "cases").glob(pattern)):
             call(folder)

@@ -41,8 +41,11 @@ impl ModelSource {
             return Self::Builtin(builtin.to_owned());
         }
         let path = base.join(name);
-        let is_path = Path::new(name).is_absolute() || name.starts_with(['.', '~']) || name.contains('\\');
-        if is_path || path.is_dir() || name.split('/').count() > 2 {
+        let is_path = Path::new(name).is_absolute()
+            || name.starts_with(['.', '~'])
+            || name.contains('\\')
+            || Path::new(name).extension().is_some_and(|ending| ending == "safetensors");
+        if is_path || path.exists() || name.split('/').count() > 2 {
             return Self::Folder(path);
         }
         Self::Hub { repo: name.to_owned(), revision: revision.map(str::to_owned) }
@@ -101,6 +104,21 @@ pub struct LoraRequest {
     pub scale: f64,
 }
 
+/// A word that stands for learned vectors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextualInversionRequest {
+    /// Folder, file or repository.
+    pub source: ModelSource,
+    /// The file inside it; when none, the only `.safetensors` there.
+    pub weight_name: Option<String>,
+    /// A folder inside the source.
+    pub subfolder: Option<String>,
+    /// The word; when none, the one in the file, or the file's name.
+    pub token: Option<String>,
+    /// The text encoder that learns it (`text_encoder_2`); when none, the first that fits by width.
+    pub text_encoder: Option<String>,
+}
+
 /// Which pipeline to load.
 #[derive(Clone, Debug)]
 pub struct PipelineRequest {
@@ -120,6 +138,8 @@ pub struct PipelineRequest {
     pub scheduler: Option<SchedulerRequest>,
     /// LoRA files, in the order they are applied.
     pub loras: Vec<LoraRequest>,
+    /// Words with learned vectors.
+    pub textual_inversions: Vec<TextualInversionRequest>,
 }
 
 /// What goes with every long call: where events go and whether somebody asked to stop.

@@ -4,10 +4,13 @@
 //! around it: begin and end marks, padding, truncation. Encoding ids into embeddings is left to the
 //! models, and how several encoders are combined to the pipelines.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
 use crate::{Error, Result};
 
@@ -52,6 +55,8 @@ pub struct ClipTokenizer {
     end: u32,
     pad: u32,
     max_length: usize,
+    /// Learned words that stand for more than one vector: the first id, and how many follow each other from there.
+    learned: BTreeMap<u32, u32>,
 }
 
 impl ClipTokenizer {
@@ -88,12 +93,35 @@ impl ClipTokenizer {
             tokenizer.token_to_id(token).ok_or_else(|| bad(files, &format!("the vocabulary has no token `{token}`")))
         };
         let (begin, end, pad) = (id(&specials.begin)?, id(&specials.end)?, id(&specials.pad)?);
-        Ok(Self { begin, end, pad, max_length: max_length(files), tokenizer })
+        Ok(Self { begin, end, pad, max_length: max_length(files), tokenizer, learned: BTreeMap::new() })
     }
 
     /// How many ids every prompt becomes.
     pub fn max_length(&self) -> usize {
         self.max_length
+    }
+
+    /// Lowers [`Self::max_length`] to what a text encoder has positions for.
+    #[must_use]
+    pub fn limited_to(mut self, positions: usize) -> Self {
+        self.max_length = self.max_length.min(positions);
+        self
+    }
+
+    /// Adds a word that stands for `vectors` embeddings and returns its first id: the end of the vocabulary. The
+    /// further ones are called `word_1`, `word_2` and so on, and follow the first wherever the word stands.
+    pub fn learn(&mut self, word: &str, vectors: usize) -> Result<u32> {
+        let refuse = |reason: String| Error::Argument { name: "textual_inversions".into(), reason };
+        let name = |i: usize| if i == 0 { word.to_owned() } else { format!("{word}_{i}") };
+        if let Some(known) = (0..vectors).map(name).find(|name| self.tokenizer.token_to_id(name).is_some()) {
+            return Err(refuse(format!("`{known}` is a word of the tokenizer already; choose another `token`")));
+        }
+        let tokens: Vec<AddedToken> = (0..vectors).map(|i| AddedToken::from(name(i), false)).collect();
+        self.tokenizer.add_tokens(tokens).map_err(|error| refuse(format!("`{word}` cannot be added: {error}")))?;
+        let first = self.tokenizer.token_to_id(word);
+        let first = first.ok_or_else(|| refuse(format!("`{word}` cannot be added; choose another `token`")))?;
+        self.learned.insert(first, vectors as u32);
+        Ok(first)
     }
 
     /// The ids of `text`. Text that does not fit is cut off before the end mark and reported.
@@ -103,12 +131,17 @@ impl ClipTokenizer {
             reason: format!("cannot be tokenized: {error}"),
         })?;
         let room = self.max_length.saturating_sub(2);
-        let kept = &encoding.get_ids()[..room.min(encoding.len())];
-        let lost =
-            encoding.get_offsets().get(room).map(|&(start, _)| text.get(start..).unwrap_or(text).trim().to_owned());
+        let found = encoding.get_ids().iter().zip(encoding.get_offsets());
+        let spread: Vec<(u32, usize)> = found
+            .flat_map(|(&id, &(start, _))| {
+                let count = self.learned.get(&id).copied().unwrap_or(1);
+                (id..id + count).map(move |id| (id, start))
+            })
+            .collect();
+        let lost = spread.get(room).map(|&(_, start)| text.get(start..).unwrap_or(text).trim().to_owned());
         let mut ids = Vec::with_capacity(self.max_length);
         ids.push(self.begin);
-        ids.extend_from_slice(kept);
+        ids.extend(spread.iter().take(room).map(|&(id, _)| id));
         ids.push(self.end);
         ids.resize(self.max_length, self.pad);
         Ok(Tokens { ids, lost })

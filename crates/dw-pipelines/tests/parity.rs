@@ -18,7 +18,7 @@ use dw_core::{
 use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{Context, ModelSource, PipelineRequest, SchedulerRequest},
+    request::{Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest, TextualInversionRequest},
     rng::{Generators, NoiseDialect},
     weights::Weights,
 };
@@ -108,8 +108,38 @@ impl Stage<'_> {
             device: Device::Cpu,
             components: BTreeMap::new(),
             scheduler: self.scheduler(),
-            loras: Vec::new(),
+            loras: self.loras(),
+            textual_inversions: self.textual_inversions(),
         }
+    }
+
+    fn adapters(&self, kind: &str) -> impl Iterator<Item = &Value> {
+        self.given["load"][kind].as_array().into_iter().flatten()
+    }
+
+    fn loras(&self) -> Vec<LoraRequest> {
+        // Fused LoRAs act with the scale of the fusion besides their own.
+        let fused = self.given["load"]["fuse_lora"].as_f64().unwrap_or(1.0);
+        let lora = |lora: &Value| LoraRequest {
+            source: ModelSource::Folder(fixtures().join(lora["path"].as_str().expect("a path"))),
+            weight_name: None,
+            subfolder: None,
+            adapter_name: lora["adapter_name"].as_str().expect("a name").into(),
+            scale: fused * lora["weight"].as_f64().expect("a number"),
+        };
+        self.adapters("lora").map(lora).collect()
+    }
+
+    fn textual_inversions(&self) -> Vec<TextualInversionRequest> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let inversion = |inversion: &Value| TextualInversionRequest {
+            source: ModelSource::Folder(fixtures().join(inversion["path"].as_str().expect("a path"))),
+            weight_name: None,
+            subfolder: None,
+            token: text(&inversion["token"]),
+            text_encoder: text(&inversion["text_encoder"]),
+        };
+        self.adapters("textual_inversion").map(inversion).collect()
     }
 
     fn seed(&self) -> Seed {
@@ -242,4 +272,14 @@ fn image_to_image_draws_the_reference_pictures() {
 #[test]
 fn a_refiner_goes_on_with_the_latents_of_a_base_model() {
     check(&["sdxl_base_refiner_ensemble"], 1);
+}
+
+#[test]
+fn lora_files_of_every_dialect_change_the_picture_as_in_the_reference() {
+    check(&["sdxl_lora_", "sd15_lora_"], 8);
+}
+
+#[test]
+fn learned_words_draw_the_reference_picture() {
+    check(&["sdxl_textual_inversion"], 1);
 }

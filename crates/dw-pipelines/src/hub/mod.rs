@@ -195,6 +195,15 @@ impl ModelFiles {
         }
     }
 
+    /// The names of the files directly inside `folder`, sorted; none of a model inside the program.
+    pub fn names(&self, folder: &str, context: Context<'_>) -> Result<Vec<String>> {
+        match self {
+            Self::Builtin(_) => Ok(Vec::new()),
+            Self::Folder(root) => file_names(&join(root, folder)),
+            Self::Hub(model) => model.names(folder, context),
+        }
+    }
+
     /// What messages call a file of this model.
     pub fn place(&self, path: &str) -> PathBuf {
         match self {
@@ -292,6 +301,19 @@ impl ModelFiles {
 /// `folder/name`, or `name` when the folder is the model itself.
 pub(crate) fn sub(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+}
+
+/// The names of the files directly inside a folder on disk, sorted.
+fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs_err::read_dir(dir)? {
+        let entry = entry?;
+        if entry.path().is_file() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn join(root: &Path, path: &str) -> PathBuf {

@@ -21,7 +21,7 @@ use hf_hub::{
     },
 };
 
-use super::{Hub, Need, TOKENIZER_FILES, join, sub};
+use super::{Hub, Need, TOKENIZER_FILES, file_names, join, sub};
 use crate::{Error, Result, request::Context, weights::folder};
 
 /// How often a running download looks whether somebody asked to stop.
@@ -142,6 +142,16 @@ impl HubModel {
             }
             None => Err(folder::nothing_found(&PathBuf::from(&self.repo).join(folder), variant, &names)),
         }
+    }
+
+    /// The names of the files directly inside `folder`: what the hub lists, or what is here when dw is offline.
+    pub(super) fn names(&self, folder: &str, context: Context<'_>) -> Result<Vec<String>> {
+        if self.hub.offline {
+            return file_names(&join(&self.root, folder));
+        }
+        let prefix = sub(folder, "");
+        let inside = |path: &String| path.strip_prefix(&prefix).filter(|name| !name.contains('/')).map(str::to_owned);
+        Ok(self.listed(context)?.iter().filter_map(inside).collect())
     }
 
     /// The names of all files of the repository at this commit.

@@ -126,6 +126,17 @@ impl ClipTextModel {
         })
     }
 
+    /// The table of words in the weights of an encoder, with its name.
+    pub(crate) fn word_table(weights: &Weights) -> Option<(&'static str, Tensor)> {
+        let names = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+        names.into_iter().find_map(|name| Some((name, weights.find(name)?.clone())))
+    }
+
+    /// How many words the weights of an encoder have a row for.
+    pub(crate) fn words(weights: &Weights) -> Option<usize> {
+        Self::word_table(weights)?.1.dims().first().copied()
+    }
+
     /// The configuration it was built from.
     pub fn config(&self) -> &ClipTextConfig {
         &self.config

@@ -100,7 +100,7 @@ mod tests {
             ..TokenizerFiles::default()
         };
         let model = Model::Tokenizer(ClipTokenizer::new(&files).expect("a small tokenizer"));
-        Arc::new(Component { class: "CLIPTokenizer".into(), key: key.into(), bytes, model })
+        Arc::new(Component { class: "CLIPTokenizer".into(), key: key.into(), bytes, model, weights: None, base: None })
     }
 
     #[test]

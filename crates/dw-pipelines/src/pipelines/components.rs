@@ -5,11 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value};
 
+use super::adapt::Adapters;
 use crate::{
     Error, Result,
     models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel},
     schedulers::{self, Scheduler},
     text::ClipTokenizer,
+    weights::Weights,
 };
 
 /// A loaded part, whichever it is.
@@ -34,6 +36,10 @@ pub struct Component {
     pub bytes: u64,
     /// The part itself.
     pub model: Model,
+    /// What a model that takes adapters was built from; none for an adapted one.
+    pub(crate) weights: Option<Weights>,
+    /// What an adapted component is without its adapters.
+    pub(crate) base: Option<SharedComponent>,
 }
 
 /// A component that pipelines and the cache hold together.
@@ -59,9 +65,11 @@ impl SchedulerSetup {
 }
 
 /// Everything a pipeline runs with.
+#[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) class: &'static str,
     pub(crate) components: BTreeMap<String, SharedComponent>,
+    pub(crate) adapters: Adapters,
     pub(crate) scheduler: SchedulerSetup,
     pub(crate) device: Device,
     pub(crate) dtype: DType,

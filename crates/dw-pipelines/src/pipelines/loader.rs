@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
+    adapt::Adapters,
     cache::ComponentCache,
     components::{Component, Model, Parts, SchedulerSetup, SharedComponent},
 };
@@ -104,10 +105,13 @@ pub(crate) fn load(
             None => {}
         }
     }
-    let components = read_all(origins, &request.device, cache, context)?;
+    let adapters = Adapters::find(request, hub, context)?;
+    let mut components = read_all(origins, &request.device, cache, context)?;
+    adapters.put_on(&mut components, cache, context)?;
     Ok(Parts {
         class: implementation.class,
         components,
+        adapters,
         scheduler,
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
@@ -128,10 +132,7 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
             )));
         }
     }
-    if request.loras.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Unsupported("LoRA files cannot be applied by this build; remove `loras` from the step".into()))
+    Ok(())
 }
 
 /// The model's scheduler, or the requested class with the model's configuration under the request's keys.
@@ -298,7 +299,14 @@ impl Planned {
     fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
             let model = Model::Tokenizer(self.tokenizer()?);
-            return Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes: 0, model });
+            return Ok(Component {
+                class: self.class.clone(),
+                key: self.key.clone(),
+                bytes: 0,
+                model,
+                weights: None,
+                base: None,
+            });
         };
         let mut progress = |read: u64| {
             context.cancel.check()?;
@@ -312,7 +320,10 @@ impl Planned {
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
-        Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes: weights.bytes(), model })
+        let bytes = weights.bytes();
+        let takes_adapters = matches!(self.kind, Kind::ClipText | Kind::Unet);
+        let weights = takes_adapters.then_some(weights);
+        Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
     }
 
     fn tokenizer(&self) -> Result<ClipTokenizer> {

@@ -4,6 +4,7 @@
 //! Knows no workflow and writes no file: arguments come as JSON with artifacts beside it, results go back
 //! as artifacts.
 
+mod adapt;
 pub mod arguments;
 mod cache;
 pub mod components;
@@ -11,6 +12,7 @@ mod decode;
 mod denoise;
 mod guidance;
 mod image_to_image;
+mod learn;
 pub(crate) mod loader;
 mod prompt;
 pub(crate) mod stable_diffusion;
@@ -43,6 +45,8 @@ use components::Parts;
 pub struct Pipeline {
     implementation: &'static Implementation,
     parts: Parts,
+    /// The parts with the scale of every LoRA multiplied, and by what: the last call asked for it.
+    rescaled: Option<(f64, Parts)>,
 }
 
 /// One component of a pipeline, for reports.
@@ -76,7 +80,7 @@ impl Pipeline {
         })?;
         let implementation = class.resolve(&index)?;
         let parts = loader::load(request, implementation, Arc::new(files), index, (hub, cache), context)?;
-        Ok(Self { implementation, parts })
+        Ok(Self { implementation, parts, rescaled: None })
     }
 
     /// The class that runs, after `DiffusionPipeline` and its like are resolved.
@@ -124,6 +128,31 @@ impl Pipeline {
         observer: Observer<'_>,
     ) -> Result<Entry> {
         context.cancel.check()?;
-        (self.implementation.run)(&self.parts, arguments, Surroundings { generators, context, observer })
+        self.rescale(lora_factor(arguments), context)?;
+        let parts = self.rescaled.as_ref().map_or(&self.parts, |(_, parts)| parts);
+        (self.implementation.run)(parts, arguments, Surroundings { generators, context, observer })
     }
+
+    /// Makes sure that [`Self::rescaled`] holds what a call with this factor runs with.
+    fn rescale(&mut self, factor: f64, context: Context<'_>) -> Result<()> {
+        if factor == 1.0 || !self.parts.adapters.has_loras() {
+            self.rescaled = None;
+            return Ok(());
+        }
+        if self.rescaled.as_ref().is_none_or(|(of, _)| *of != factor) {
+            self.rescaled = None;
+            let mut parts = self.parts.clone();
+            // Kept by this pipeline alone: such a factor belongs to a call.
+            let mut cache = ComponentCache::new(None);
+            parts.adapters.put_on_scaled(&mut parts.components, factor, &mut cache, context)?;
+            self.rescaled = Some((factor, parts));
+        }
+        Ok(())
+    }
+}
+
+/// What a call multiplies the scale of every LoRA by: `cross_attention_kwargs.scale`.
+fn lora_factor(arguments: &Arguments) -> f64 {
+    let scale = arguments.values.get("cross_attention_kwargs").and_then(|kwargs| kwargs.get("scale"));
+    scale.and_then(serde_json::Value::as_f64).unwrap_or(1.0)
 }

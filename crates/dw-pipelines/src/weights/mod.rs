@@ -7,6 +7,8 @@
 pub mod folder;
 mod reader;
 
+pub(crate) use reader::{read_metadata, read_names, read_stored};
+
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Display,
@@ -22,6 +24,7 @@ use crate::{Error, Result};
 const HARMLESS: &[&str] = &["embeddings.position_ids"];
 
 /// One tensor and the file it was read from.
+#[derive(Clone)]
 struct Entry {
     tensor: Tensor,
     origin: Arc<str>,
@@ -200,6 +203,33 @@ impl Weights {
         let entries = self.store.entries.iter().map(convert).collect::<Result<_>>()?;
         let root = Self::from_entries(entries, self.store.origin.clone(), dtype, self.store.device.clone());
         Ok(Self { store: root.store, names: self.names.clone(), prefix: self.prefix.clone() })
+    }
+
+    /// The tensor `name` below this prefix as it is, if it exists. It does not count as taken.
+    pub fn find(&self, name: &str) -> Option<&Tensor> {
+        Some(&self.store.entries.get(self.stored_name(&self.full_name(name)))?.tensor)
+    }
+
+    /// The canonical names of all tensors of the store, in no order.
+    pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match &self.names {
+            Some(names) => Box::new(names.keys().map(String::as_str)),
+            None => Box::new(self.store.entries.keys().map(String::as_str)),
+        }
+    }
+
+    /// The same tensors, in memory only once, but with others under some of the canonical names. Nothing counts
+    /// as taken yet.
+    #[must_use]
+    pub fn replacing(&self, tensors: HashMap<String, Tensor>) -> Self {
+        let mut entries = self.store.entries.clone();
+        for (name, tensor) in tensors {
+            let stored = self.stored_name(&name).to_owned();
+            let origin = self.store.origin.clone();
+            entries.insert(stored, Entry { tensor, origin });
+        }
+        let root = Self::from_entries(entries, self.store.origin.clone(), self.store.dtype, self.store.device.clone());
+        Self { store: root.store, names: self.names.clone(), prefix: self.prefix.clone() }
     }
 
     fn full_name(&self, name: &str) -> String {

@@ -3,7 +3,11 @@
 //! Everything a hostile or truncated file can claim is checked here, so that the rest of the crate
 //! only meets tensors. Which file to read is decided by [`super::folder`].
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+};
 
 use candle_core::{DType, Device, safetensors::Load};
 use memmap2::Mmap;
@@ -60,6 +64,28 @@ pub(super) fn read_all(
     Ok(())
 }
 
+/// Every tensor of a safetensors file as it is stored, on the host: small files that change a model.
+pub(crate) fn read_stored(path: &Path) -> Result<BTreeMap<String, candle_core::Tensor>> {
+    let bytes = map(path)?;
+    let tensors = parse(&bytes, path)?;
+    let read = |(name, view): (&str, TensorView)| Ok((name.to_owned(), load(name, &view, path)?));
+    tensors.iter().map(read).collect()
+}
+
+/// The text that a safetensors file holds beside its tensors, by key.
+pub(crate) fn read_metadata(path: &Path) -> Result<HashMap<String, String>> {
+    let bytes = map(path)?;
+    parse(&bytes, path)?;
+    let header = SafeTensors::read_metadata(&bytes).ok();
+    Ok(header.and_then(|(_, header)| header.metadata().clone()).unwrap_or_default())
+}
+
+/// The names of the tensors of a safetensors file, read from its header.
+pub(crate) fn read_names(path: &Path) -> Result<Vec<String>> {
+    let bytes = map(path)?;
+    Ok(parse(&bytes, path)?.names().into_iter().map(str::to_owned).collect())
+}
+
 fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
     SafeTensors::deserialize(bytes).map_err(|error| {
         if bytes.starts_with(LFS_POINTER) {
@@ -71,9 +97,16 @@ fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
 }
 
 fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Result<candle_core::Tensor> {
-    let is_float = match view.dtype() {
-        Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => true,
-        Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::U32 | Dtype::U8 => false,
+    let tensor = load(name, view, path)?;
+    let tensor = if tensor.dtype().is_float() { tensor.to_dtype(target.dtype)? } else { tensor };
+    Ok(tensor.to_device(target.device)?)
+}
+
+/// The tensor as it is stored, on the host.
+fn load(name: &str, view: &TensorView, path: &Path) -> Result<candle_core::Tensor> {
+    match view.dtype() {
+        Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {}
+        Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::U32 | Dtype::U8 => {}
         other => {
             return Err(bad_file(
                 path,
@@ -82,10 +115,8 @@ fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Resul
                 ),
             ));
         }
-    };
-    let tensor = view.load(&Device::Cpu)?;
-    let tensor = if is_float { tensor.to_dtype(target.dtype)? } else { tensor };
-    Ok(tensor.to_device(target.device)?)
+    }
+    Ok(view.load(&Device::Cpu)?)
 }
 
 fn bad_file(path: &Path, reason: &str) -> Error {

@@ -1,0 +1,226 @@
+//! LoRA files and their relatives: read in every dialect, matched with a model, merged into its weights.
+//!
+//! A file is read into one [`Change`] for each module it names ([`keys`] knows the dialects); [`modules`] finds the
+//! modules in a model; [`merge`] adds the changes to the weights. Complaints about files that do not fit are made
+//! here. Which files a pipeline has is not known here.
+
+mod change;
+mod keys;
+mod merge;
+mod modules;
+mod original;
+mod recorded;
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+pub(crate) use merge::{Strengthened, merge};
+
+use super::{AdapterFile, first_names};
+use crate::{Result, weights::Weights};
+use change::{Change, Flaw, Parts};
+use keys::Part;
+use modules::Modules;
+use recorded::Recorded;
+
+/// One module of a file.
+struct Module {
+    component: &'static str,
+    /// Its path in the file, elements joined by `_`.
+    name: String,
+    parts: Parts,
+    change: Change,
+}
+
+/// A LoRA file, read.
+pub struct Lora {
+    file: AdapterFile,
+    modules: Vec<Module>,
+    /// Names that are of no known dialect.
+    unknown: Vec<String>,
+}
+
+/// What a file does to one component.
+pub(crate) struct Plan<'a> {
+    /// The path of each changed module in the model, and its change.
+    pub(crate) changes: Vec<(String, &'a Change)>,
+    matched: usize,
+}
+
+/// Refuses a file that was made for a model whose denoiser is no UNet, or that is no safetensors file. Reads the
+/// header only.
+pub fn check_is_for_unet(file: &AdapterFile) -> Result<()> {
+    let names = file.names()?;
+    if let Some(family) = keys::foreign_family(names.iter().map(String::as_str)) {
+        return Err(file.bad(format!(
+            "this LoRA was made for {family}, and the model is a Stable Diffusion with a UNet; choose a LoRA made for \
+             the model"
+        )));
+    }
+    if names.iter().all(|name| keys::parse(name).is_none()) {
+        return Err(file.bad(match names.as_slice() {
+            [] => "holds no tensor; fetch the file again".into(),
+            names => {
+                format!("holds no LoRA (its tensors are {}); correct `model_name` or `weight_name`", first_names(names))
+            }
+        }));
+    }
+    Ok(())
+}
+
+impl Lora {
+    /// Reads a LoRA file of any dialect.
+    pub fn read(file: &AdapterFile) -> Result<Self> {
+        let mut unknown = Vec::new();
+        let mut grouped: BTreeMap<(&'static str, String), Parts> = BTreeMap::new();
+        for (name, tensor) in file.read()? {
+            match keys::parse(&name) {
+                Some(key) => {
+                    grouped.entry((key.component, key.module)).or_default().insert(key.part, (name, tensor));
+                }
+                None => unknown.push(name),
+            }
+        }
+        let recorded = Recorded::new(&file.metadata()?);
+        let modules = grouped
+            .into_iter()
+            .map(|((component, name), parts)| {
+                let rank = parts.get(&Part::Down).and_then(|(_, down)| down.dims().first().copied());
+                let alpha = rank.and_then(|rank| recorded.alpha(component, &name, rank));
+                let change =
+                    Change::new(&parts, alpha).map_err(|flaw| file.bad(complaint(flaw, &parts, None, None)))?;
+                Ok(Module { component, name, parts, change })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { file: file.clone(), modules, unknown })
+    }
+
+    /// Where it was read from.
+    pub fn file(&self) -> &AdapterFile {
+        &self.file
+    }
+
+    /// What the file does to `component` with these weights. Tensors of modules that the component does not have are
+    /// added to `unmatched`; a tensor of the wrong shape is an error.
+    pub(crate) fn plan(&self, component: &str, weights: &Weights, unmatched: &mut Vec<String>) -> Result<Plan<'_>> {
+        let names = Modules::of(weights);
+        let mut plan = Plan { changes: Vec::new(), matched: 0 };
+        for module in self.modules.iter().filter(|module| module.component == component) {
+            let Some(path) = names.find(&module.name) else {
+                unmatched.extend(module.names());
+                continue;
+            };
+            let missing = self.check(module, path, weights)?;
+            plan.matched += module.parts.len() - missing.len();
+            if missing.len() < module.parts.len() {
+                plan.changes.push((path.to_owned(), &module.change));
+            }
+            unmatched.extend(missing);
+        }
+        Ok(plan)
+    }
+
+    /// Checks the shapes of one module's tensors against the model's; the names of those that the model has nothing
+    /// for.
+    fn check(&self, module: &Module, path: &str, weights: &Weights) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        let bad = |reason| Err(self.file.bad(reason));
+        match weights.find(&format!("{path}.weight")) {
+            Some(weight) => {
+                if let Err(flaw) = module.change.check(weight.dims()) {
+                    return bad(complaint(flaw, &module.parts, Some((path, weight.dims())), self.family()));
+                }
+            }
+            None => missing.extend(module.names_where(|part| part != Part::DiffBias)),
+        }
+        match (module.change.bias(), weights.find(&format!("{path}.bias"))) {
+            (Some(bias), Some(own)) if bias.elem_count() != own.elem_count() => {
+                let flaw = Flaw::Misfit(bias.elem_count(), 1);
+                return bad(complaint(flaw, &module.parts, Some((path, own.dims())), self.family()));
+            }
+            (Some(_), None) => missing.extend(module.names_where(|part| part == Part::DiffBias)),
+            _ => {}
+        }
+        Ok(missing)
+    }
+
+    /// The names of the tensors for components that are not among `components`, and those of no known dialect.
+    pub(crate) fn left_out(&self, components: &[&str]) -> Vec<String> {
+        let others = self.modules.iter().filter(|module| !components.contains(&module.component));
+        others.flat_map(Module::names).chain(self.unknown.iter().cloned()).collect()
+    }
+
+    /// What to tell the user when tensors were matched and when some were not: nothing, a warning, or an error when
+    /// none was.
+    pub(crate) fn report(&self, plans: &[Plan<'_>], unmatched: &[String]) -> Result<Option<String>> {
+        let matched: usize = plans.iter().map(|plan| plan.matched).sum();
+        let place = self.file.path().display();
+        if matched == 0 {
+            let family = self.family().map_or(String::new(), |family| format!(" It seems to be made for {family}."));
+            return Err(self.file.bad(format!(
+                "none of its {} tensor(s) belongs to this model (the first are {}).{family} Choose a LoRA made for the \
+                 model",
+                unmatched.len(),
+                first_names(unmatched)
+            )));
+        }
+        tracing::info!("LoRA `{place}`: {matched} tensors matched, {} not", unmatched.len());
+        Ok((!unmatched.is_empty()).then(|| {
+            format!(
+                "LoRA `{place}`: {matched} tensor(s) were applied, but {} belong to nothing in this model and were \
+                 passed over: {}; if the effect looks wrong, the file was made for another model",
+                unmatched.len(),
+                first_names(unmatched)
+            )
+        }))
+    }
+
+    /// The family of UNets it was made for, by the width of the text its attention reads.
+    fn family(&self) -> Option<&'static str> {
+        let reader = self.modules.iter().find(|module| module.name.ends_with("attn2_to_k"))?;
+        let (_, down) = reader.parts.get(&Part::Down)?;
+        match *down.dims().get(1)? {
+            768 => Some("Stable Diffusion 1.x"),
+            1024 => Some("Stable Diffusion 2.x"),
+            1280 => Some("the Stable Diffusion XL refiner"),
+            2048 => Some("Stable Diffusion XL"),
+            _ => None,
+        }
+    }
+}
+
+impl Module {
+    fn names(&self) -> impl Iterator<Item = String> {
+        self.names_where(|_| true)
+    }
+
+    fn names_where(&self, is_meant: impl Fn(Part) -> bool) -> impl Iterator<Item = String> {
+        self.parts.iter().filter(move |(part, _)| is_meant(**part)).map(|(_, (name, _))| name.clone())
+    }
+}
+
+/// What is wrong with the tensors of one module. `model` is the module's path and shape in the model, where it is
+/// the model that they do not fit.
+fn complaint(flaw: Flaw, parts: &Parts, model: Option<(&str, &[usize])>, family: Option<&str>) -> String {
+    let listed = |(name, tensor): &(String, Tensor)| format!("`{name}` {:?}", tensor.dims());
+    let tensors = parts.values().map(listed).collect::<Vec<_>>().join(", ");
+    let family =
+        family.map_or(String::new(), |family| format!(" made for the model (this one seems to be for {family})"));
+    let remedy = format!("choose a LoRA{}", if family.is_empty() { " made for the model" } else { &family });
+    let (path, shape) = model.unwrap_or_default();
+    match flaw {
+        Flaw::Incomplete => format!("holds a part of a module only: {tensors}; fetch the file again"),
+        Flaw::Inconsistent => format!("its tensors do not fit each other: {tensors}; fetch the file again"),
+        Flaw::Misfit(rows, columns) => format!(
+            "its tensors {tensors} make a change of shape [{rows}, {columns}], but `{path}` of the model has shape \
+             {shape:?}; {remedy}"
+        ),
+        Flaw::Lengths(count) => format!(
+            "its tensors {tensors} give {count} lengths, but `{path}` of the model has shape {shape:?}; {remedy}"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

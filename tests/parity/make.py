@@ -3,7 +3,8 @@
     python3 tests/parity/make.py REFERENCE
 
 REFERENCE holds `models/<name>/` (tiny random models in the diffusers layout) and `cases/<name>/tensors.safetensors`
-(the tensors that HuggingFace diffusers computed with them, in float32 on a CPU). Needs nothing but Python 3.
+(the tensors that HuggingFace diffusers computed with them, in float32 on a CPU) with its `case.json`, and
+`extras/tokens.json`, token ids of many texts. Needs nothing but Python 3.
 """
 
 import json
@@ -14,7 +15,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-MODELS = ["sd15", "sdxl"]
+MODELS = ["sd15", "sdxl", "sdxl-controlnet-a", "sdxl-controlnet-union", "sdxl-ip-adapter/models/image_encoder"]
 
 # Files of a model that no test reads: `tokenizer.json` says the same.
 LEFT_OUT = {("sdxl", "vocab.json"), ("sdxl", "merges.txt")}
@@ -38,6 +39,21 @@ DENOISER = [
 ]
 DECODER = ["vae.decode.0.in", "vae.decode.0.out"]
 ENCODER = ["vae.encode.0.in", "vae.encode.0.mean", "vae.encode.0.logvar"]
+CONTROLNET = [
+    "controlnet.0.in.added_cond_kwargs.text_embeds",
+    "controlnet.0.in.added_cond_kwargs.time_ids",
+    "controlnet.0.in.control_type",
+    "controlnet.0.in.controlnet_cond",
+    "controlnet.0.in.controlnet_cond.0",
+    "controlnet.0.in.controlnet_cond.1",
+    *[f"controlnet.0.out.0.{i}" for i in range(9)],
+    "controlnet.0.out.1",
+]
+IMAGE_ENCODER = [
+    "image_encoder.0.pixel_values",
+    "image_encoder.0.last_hidden_state",
+    "image_encoder.0.image_embeds",
+]
 
 # Which tensors of which case the component tests compare.
 COMPONENTS = {
@@ -45,7 +61,15 @@ COMPONENTS = {
     "sd15_t2i_clip_skip": TEXT,
     "sdxl_i2i": TEXT + DENOISER + DECODER + ENCODER,
     "sdxl_t2i_96x64": TEXT + DENOISER + DECODER,
+    "sdxl_controlnet": TEXT + DENOISER + CONTROLNET,
+    "sdxl_controlnet_guess": TEXT + DENOISER + CONTROLNET,
+    "sdxl_controlnet_union_single": TEXT + DENOISER + CONTROLNET,
+    "sdxl_controlnet_union_two": TEXT + DENOISER + CONTROLNET,
+    "sdxl_ip_adapter": IMAGE_ENCODER,
 }
+
+# Whole calls of a pipeline: every case whose name matches.
+CALLS = ["sd15_t2i_*", "sdxl_t2i_*", "sdxl_guidance_rescale", "sdxl_sched_*"]
 
 
 def read(path):
@@ -87,6 +111,44 @@ def main(reference):
             HERE / "components" / f"{case}.safetensors",
             {name: tensors[name] for name in wanted if name in tensors},
         )
+
+    for pattern in CALLS:
+        for folder in sorted((reference / "cases").glob(pattern)):
+            call(folder)
+    tokens(reference / "extras" / "tokens.json")
+
+
+def call(folder):
+    """What a call was given, its latents after each step, and its pictures as bytes."""
+    # JSON has no infinity; Python writes and reads one all the same.
+    given = json.loads((folder / "case.json").read_text(), parse_constant=str)
+    kept = {key: given[key] for key in ["load", "call", "seed"]}
+    # In full: the classes' defaults are not those of the model's own scheduler.
+    if "scheduler" in kept["load"]:
+        kept["load"]["scheduler"] = given["scheduler_effective"]
+    kept["tolerance_max_abs"] = {
+        name: value for name, value in given["tolerance_max_abs"].items() if name.startswith("latents")
+    }
+    target = HERE / "cases" / folder.name
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "case.json").write_text(json.dumps(kept, indent=1) + "\n")
+    tensors = read(folder / "tensors.safetensors")
+    slim = {name: tensor for name, tensor in tensors.items() if name.startswith("latents.step")}
+    if "image" in tensors:
+        _, shape, data = tensors["image"]
+        values = struct.unpack(f"<{len(data) // 4}f", data)
+        # round() rounds halves to even, as numpy does.
+        slim["image"] = ("U8", shape, bytes(round(value * 255) for value in values))
+    write(target / "tensors.safetensors", slim)
+
+
+def tokens(path):
+    given = json.loads(path.read_text())
+    kept = {
+        name: {"model": given[name]["path"], "rows": [[row["text"], row["padded77"]] for row in given[name]["rows"]]}
+        for name in ["clip_pad_eos", "clip_pad_bang"]
+    }
+    (HERE / "tokens.json").write_text(json.dumps(kept, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,11 @@ impl Hub {
     /// What the environment says: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` or the token file,
     /// and `HF_HUB_OFFLINE`. `offline` switches the network off whatever the environment says.
     pub fn from_env(offline: bool) -> Self {
-        let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
+        Self::from_vars(offline, |name| env::var(name).ok())
+    }
+
+    fn from_vars(offline: bool, var: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| var(name).filter(|value| !value.trim().is_empty());
         let home = set("HF_HOME").map_or_else(default_home, PathBuf::from);
         let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
         let token_file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
@@ -117,7 +121,7 @@ pub enum Need<'a> {
 
 /// The files a tokenizer may consist of. The vocabulary comes last, so that an interrupted download is
 /// not taken for a complete one.
-const TOKENIZER_FILES: [&str; 5] =
+pub(crate) const TOKENIZER_FILES: [&str; 5] =
     ["tokenizer_config.json", "special_tokens_map.json", "merges.txt", "vocab.json", "tokenizer.json"];
 
 /// The weights of one component, ready to be read.
@@ -211,6 +215,20 @@ impl ModelFiles {
                 _ => Ok(None),
             },
         }
+    }
+
+    /// Text that changes when one of these files of `folder` does.
+    pub fn fingerprint(&self, folder: &str, names: &[&str]) -> Result<String> {
+        let mut text = String::new();
+        for name in names {
+            let path = sub(folder, name);
+            match self.root().map(|root| join(root, &path)) {
+                Some(file) if file.is_file() => text += &fingerprint(&file)?,
+                Some(_) => {}
+                None => text += &format!("{};", self.place(&path).display()),
+            }
+        }
+        Ok(text)
     }
 
     /// A JSON file, or none when it is not there.

@@ -4,7 +4,7 @@
 //! Takes token ids and returns every hidden state, so that pipelines choose the layer they were trained with.
 //! Leaves tokens to the tokenizer and the choice of a layer to the pipelines.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 use serde::Deserialize;
 
 use super::config::{OneOrMany, unsupported};
@@ -108,11 +108,12 @@ impl ClipTextModel {
         let layers = (0..config.num_hidden_layers)
             .map(|i| EncoderLayer::new(&Sizes::of(config), act, &root.pp("encoder.layers").pp(i)))
             .collect::<Result<_>>()?;
-        let text_projection = if config.has_projection() || weights.contains("text_projection.weight") {
-            Some(weights.pp("text_projection").linear(size, config.projection_dim, false)?)
-        } else {
-            None
-        };
+        // A projection that the configuration does not mention is taken when it fits, and left alone otherwise.
+        let fitting = Shape::from((config.projection_dim, size));
+        let has_fitting = weights.shape_of("text_projection.weight").is_some_and(|shape| shape == fitting);
+        let text_projection = (config.has_projection() || has_fitting)
+            .then(|| weights.pp("text_projection").linear(size, config.projection_dim, false))
+            .transpose()?;
         Ok(Self {
             dtype: weights.dtype(),
             device: weights.device().clone(),

@@ -5,10 +5,17 @@
 
 mod blocks;
 pub mod clip;
+pub mod clip_vision;
 pub mod config;
+pub mod controlnet;
 pub mod unet;
 pub mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel, ClipTextOutput};
+pub use clip_vision::{ClipVisionConfig, ClipVisionModel, ClipVisionOutput};
+pub use controlnet::{
+    ControlNetConfig, ControlNetInput, ControlNetModel, ControlNetOutput, ControlNetUnionConfig, ControlNetUnionInput,
+    ControlNetUnionModel,
+};
 pub use unet::{AddedConditions, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

@@ -10,9 +10,10 @@ mod transformer;
 
 use candle_core::{DType, Device, Tensor};
 
+pub(crate) use self::blocks::Conditioning;
 pub use self::config::UnetConfig;
 use self::{
-    blocks::{Conditioning, DownBlock, MidBlock, UpBlock},
+    blocks::{DownBlock, MidBlock, UpBlock},
     conditioning::TimeConditioning,
 };
 use crate::{
@@ -128,7 +129,7 @@ impl Unet2DConditionModel {
         let (mut x, mut skips) = self.trunk.forward(&sample, conditioning)?;
         add_residuals(&mut skips, input.down_residuals)?;
         if let Some(residual) = input.mid_residual {
-            x = (x + residual.to_dtype(self.dtype)?)?;
+            x = x.broadcast_add(&residual.to_dtype(self.dtype)?)?;
         }
         for block in &self.up_blocks {
             x = block.forward(&x, conditioning, &mut skips)?;
@@ -209,7 +210,7 @@ fn add_residuals(skips: &mut [Tensor], residuals: Option<&[Tensor]>) -> Result<(
         )));
     }
     for (skip, residual) in skips.iter_mut().zip(residuals) {
-        *skip = (&*skip + residual.to_dtype(skip.dtype())?)?;
+        *skip = skip.broadcast_add(&residual.to_dtype(skip.dtype())?)?;
     }
     Ok(())
 }

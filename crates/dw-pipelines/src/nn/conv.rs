@@ -62,3 +62,27 @@ impl Weights {
         Ok(Conv2d { weight: weight.to_dtype(compute)?, bias, stride, padding })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_bfloat16_convolution_runs_on_the_cpu_and_keeps_its_type() {
+        let tensor = |values: &[f32], shape: &[usize]| {
+            Tensor::new(values, &Device::Cpu).and_then(|x| x.reshape(shape)?.to_dtype(DType::BF16)).expect("it fits")
+        };
+        let tensors =
+            [("weight", tensor(&[0., 0., 0., 0., 2., 0., 0., 0., 0.], &[1, 1, 3, 3])), ("bias", tensor(&[1.], &[1]))];
+        let weights = Weights::from_tensors(HashMap::from(tensors.map(|(name, x)| (name.to_owned(), x))), "a test");
+        let conv = weights.conv2d(1, 1, Conv2dOptions::same(3)).expect("the shapes fit");
+        let y = conv.forward(&tensor(&[1., 2., 3., 4.], &[1, 1, 2, 2])).expect("the shapes fit");
+        assert_eq!(y.dtype(), DType::BF16);
+        let y = y.flatten_all().and_then(|y| y.to_dtype(DType::F32)?.to_vec1::<f32>()).expect("it widens");
+        assert_eq!(y, [3., 5., 7., 9.]);
+    }
+}

@@ -36,8 +36,13 @@ impl Linear {
 impl Weights {
     /// The linear layer at this path: `weight` of shape `(outputs, inputs)` and, with `bias`, `bias`.
     pub fn linear(&self, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let weight = self.get((outputs, inputs), "weight")?;
-        let bias = bias.then(|| self.get(outputs, "bias")).transpose()?;
+        self.linear_named("weight", bias.then_some("bias"), inputs, outputs)
+    }
+
+    /// The same for parameters with other names (`in_proj_weight`).
+    pub fn linear_named(&self, weight: &str, bias: Option<&str>, inputs: usize, outputs: usize) -> Result<Linear> {
+        let weight = self.get((outputs, inputs), weight)?;
+        let bias = bias.map(|name| self.get(outputs, name)).transpose()?;
         Ok(Linear { weight, bias })
     }
 }

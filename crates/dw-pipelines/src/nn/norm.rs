@@ -77,3 +77,76 @@ impl Weights {
         Ok(LayerNorm { weight: parameter("weight")?, bias: parameter("bias")?, eps })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    /// Weights for a norm over `size` features: `weight` rises from 1, `bias` is a half.
+    fn weights(size: usize, dtype: DType) -> Weights {
+        let rising: Vec<f32> = (0..size).map(|i| 1.0 + i as f32).collect();
+        let tensors = [("weight", rising), ("bias", vec![0.5; size])].map(|(name, values)| {
+            let tensor = Tensor::new(values, &Device::Cpu).and_then(|values| values.to_dtype(dtype));
+            (name.to_owned(), tensor.expect("a small tensor"))
+        });
+        Weights::from_tensors(HashMap::from(tensors), "a test")
+    }
+
+    fn vec(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().and_then(|x| x.to_dtype(DType::F32)?.to_vec1()).expect("a float tensor")
+    }
+
+    /// `values` normalised, in f64.
+    fn normalised(values: &[f32], eps: f64) -> Vec<f32> {
+        let count = values.len() as f64;
+        let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
+        let variance = values.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / count;
+        values.iter().map(|x| ((f64::from(*x) - mean) / (variance + eps).sqrt()) as f32).collect()
+    }
+
+    #[test]
+    fn a_layer_norm_keeps_its_precision_far_from_zero() {
+        let values = [4000.0f32, 4001.0, 4002.5, 3999.0];
+        let x = Tensor::new(&values, &Device::Cpu).and_then(|x| x.reshape((1, 4))).expect("a small tensor");
+        let norm = weights(4, DType::F32).layer_norm(4, 1e-5).expect("the shapes fit");
+        let found = vec(&norm.forward(&x).expect("the shapes fit"));
+        for (i, (found, expected)) in found.iter().zip(normalised(&values, 1e-5)).enumerate() {
+            let expected = expected * (1.0 + i as f32) + 0.5;
+            assert!((found - expected).abs() < 1e-3, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_group_norm_normalises_each_group_of_channels_of_each_picture() {
+        let values: Vec<f32> = (0..32).map(|i| (i as f32 * 1.7).sin() * 3.0 + i as f32).collect();
+        let x = Tensor::new(&values[..], &Device::Cpu).and_then(|x| x.reshape((2, 4, 2, 2))).expect("a small tensor");
+        let norm = weights(4, DType::F32).group_norm(2, 4, 1e-5).expect("the shapes fit");
+        let found = vec(&norm.forward(&x).expect("the shapes fit"));
+        let expected: Vec<f32> = values.chunks(8).flat_map(|group| normalised(group, 1e-5)).collect();
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let expected = expected * (1.0 + (i / 4 % 4) as f32) + 0.5;
+            assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn norms_of_sixteen_bit_models_return_sixteen_bit() {
+        let x = Tensor::ones((1, 4, 2, 2), DType::F16, &Device::Cpu).expect("a small tensor");
+        let half = weights(4, DType::F16);
+        let grouped = half.group_norm(2, 4, 1e-5).and_then(|norm| norm.forward(&x)).expect("the shapes fit");
+        assert_eq!(grouped.dtype(), DType::F16);
+        let rows = x.reshape((4, 4)).expect("16 values");
+        let layered = half.layer_norm(4, 1e-5).and_then(|norm| norm.forward(&rows)).expect("the shapes fit");
+        assert_eq!(layered.dtype(), DType::F16);
+    }
+
+    #[test]
+    fn groups_that_do_not_divide_the_channels_are_refused() {
+        let error = weights(4, DType::F32).group_norm(3, 4, 1e-5).expect_err("3 does not divide 4");
+        assert!(error.to_string().contains("`norm_num_groups` is `3`"), "{error}");
+    }
+}

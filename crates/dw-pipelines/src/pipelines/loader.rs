@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Error, Result, device,
-    hub::{Hub, ModelFiles, Need, WeightFiles, sub},
+    hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel},
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
@@ -223,11 +223,11 @@ impl Planner<'_> {
         }
         let (weights, contents) = if slot.kind == Kind::Tokenizer {
             files.fetch(folder, Need::Tokenizer, self.context)?;
-            (None, String::new())
+            (None, files.fingerprint(folder, &TOKENIZER_FILES)?)
         } else {
             files.fetch(folder, Need::Weights(variant), self.context)?;
             let weights = files.weights(folder, variant)?;
-            let contents = weights.fingerprint()?;
+            let contents = weights.fingerprint()? + &files.fingerprint(folder, &["config.json"])?;
             (Some(weights), contents)
         };
         let place = files.place(folder);

@@ -176,7 +176,7 @@ impl SizeConditioning {
             _ => positive,
         };
         let pair: Vec<[f32; 6]> = if guided { vec![negative, positive] } else { vec![positive] };
-        let ids = Tensor::new(pair, text_embeds.device())?.to_dtype(text_embeds.dtype())?;
+        let ids = Tensor::from_vec(pair.concat(), (pair.len(), 6), text_embeds.device())?.to_dtype(text_embeds.dtype())?;
         Ok(ids.repeat((pictures, 1))?)
     }
 }

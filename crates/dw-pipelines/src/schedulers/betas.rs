@@ -22,6 +22,8 @@ pub(super) enum BetaSchedule {
     Sigmoid,
     /// From a Laplace distribution of the noise levels (DDPM only).
     Laplace,
+    /// From exponentially falling cumulative alphas (Heun only).
+    Exp,
 }
 
 /// What the betas are computed from.
@@ -93,6 +95,16 @@ impl BetaOptions<'_> {
                 "must be at least 2; models are trained with 1000",
             ));
         }
+        let only = match self.beta_schedule {
+            BetaSchedule::Sigmoid | BetaSchedule::Laplace => Some("DDPMScheduler"),
+            BetaSchedule::Exp => Some("HeunDiscreteScheduler"),
+            _ => None,
+        };
+        if only.is_some_and(|class| class != self.class) {
+            let reason =
+                "choose `linear`, `scaled_linear` or `squaredcos_cap_v2`; other schedules are not for this class";
+            return Err(option_error(self.class, "beta_schedule", reason));
+        }
         let betas = [self.beta_start, self.beta_end];
         let given = self.trained_betas.unwrap_or(&betas);
         if given.iter().any(|beta| !(0.0..1.0).contains(beta)) {
@@ -122,6 +134,7 @@ impl BetaOptions<'_> {
                 from_alpha_bar(count, |t| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2))
             }
             BetaSchedule::Laplace => from_alpha_bar(count, laplace_alpha_bar),
+            BetaSchedule::Exp => from_alpha_bar(count, |t| (t * -12.0).exp()),
             BetaSchedule::Sigmoid => numeric::linspace_f32(-6.0, 6.0, count)
                 .into_iter()
                 .map(|x| 1.0 / (1.0 + (-x).exp()) * (self.beta_end - self.beta_start) as f32 + self.beta_start as f32)

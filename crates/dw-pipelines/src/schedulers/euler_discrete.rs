@@ -4,11 +4,11 @@
 use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::{
-    NoiseSource, Scheduler, StepOptions, StepOutput, TimestepRequest,
+    NoiseSource, Scheduler, StepOptions, StepOutput, TimestepRequest, basics,
     betas::{BetaSchedule, beta_options},
+    check_index,
     config::{self, FinalSigmas, PredictionType, TimestepSpacing, config},
     levels::{NoiseLevels, add_noise, initial_sigma, scale_input},
     registry::FromConfig,
@@ -136,13 +136,7 @@ impl FromConfig for EulerDiscrete {
 }
 
 impl Scheduler for EulerDiscrete {
-    fn class(&self) -> &'static str {
-        Self::CLASS
-    }
-
-    fn config_json(&self) -> Map<String, Value> {
-        config::to_map(Self::CLASS, &self.config)
-    }
+    basics!(sigmas);
 
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<()> {
         spacing::refuse_custom(Self::CLASS, request, true, true)?;
@@ -157,19 +151,12 @@ impl Scheduler for EulerDiscrete {
         Ok(())
     }
 
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn sigmas(&self) -> Option<&[f32]> {
-        Some(&self.sigmas)
-    }
-
     fn init_noise_sigma(&self) -> f64 {
         initial_sigma(&self.sigmas, self.config.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, index: usize) -> Result<Tensor> {
+        check_index(index, &self.timesteps)?;
         scale_input(sample, self.sigmas[index])
     }
 
@@ -181,20 +168,17 @@ impl Scheduler for EulerDiscrete {
         _noise: &mut NoiseSource<'_>,
         _options: &StepOptions,
     ) -> Result<StepOutput> {
+        check_index(index, &self.timesteps)?;
         let (sigma, next) = (self.sigmas[index], self.sigmas[index + 1]);
         let (output, sample) = (tensors::single(model_output)?, tensors::single(sample)?);
         let denoised = tensors::denoised(self.config.prediction_type, &output, &sample, sigma)?;
-        let derivative = tensors::divide(&(&sample - &denoised)?, sigma)?;
-        let moved = tensors::combine(&[(1.0, &sample), (next - sigma, &derivative)])?;
+        let moved = tensors::euler_step(&sample, &denoised, sigma, next - sigma)?;
         StepOutput::new(&moved, Some(&denoised), model_output)
     }
 
     fn add_noise(&self, original: &Tensor, noise: &Tensor, index: usize) -> Result<Tensor> {
+        check_index(index, &self.timesteps)?;
         add_noise(original, noise, self.sigmas[index])
-    }
-
-    fn num_train_timesteps(&self) -> usize {
-        self.config.num_train_timesteps
     }
 
     fn accepts_timesteps(&self) -> bool {

@@ -29,6 +29,11 @@ impl NoiseLevels {
         self.sigmas[self.sigmas.len() - 1]
     }
 
+    /// Logarithms of the largest and the smallest level.
+    pub(super) fn log_range(&self) -> (f64, f64) {
+        (f64::from(self.log_sigmas[self.log_sigmas.len() - 1]), f64::from(self.log_sigmas[0]))
+    }
+
     /// The level at a timestep that may lie between two training timesteps.
     pub(super) fn at(&self, timestep: f64) -> f64 {
         numeric::interpolate(timestep, &self.sigmas)
@@ -107,4 +112,33 @@ pub(super) fn scale_input(sample: &Tensor, sigma: f32) -> Result<Tensor> {
 pub(super) fn add_noise(original: &Tensor, noise: &Tensor, sigma: f32) -> Result<Tensor> {
     let noisy = tensors::combine(&[(1.0, &tensors::single(original)?), (sigma, &tensors::single(noise)?)])?;
     tensors::like(&noisy, original)
+}
+
+/// Splits a step from `sigma` to `next` in a deterministic part down to the first number returned and fresh
+/// noise of the second (k-diffusion's `get_ancestral_step`, eta 1).
+pub(super) fn ancestral(sigma: f32, next: f32) -> (f32, f32) {
+    let (power, next_power) = (sigma * sigma, next * next);
+    let up = (next_power * (power - next_power) / power).sqrt();
+    ((next_power - up * up).sqrt(), up)
+}
+
+/// The values of a second-order run: every value but the first occurs twice.
+pub(super) fn doubled<T: Copy>(values: &[T]) -> Vec<T> {
+    let (first, rest) = (values.iter().take(1), values.iter().skip(1));
+    first.chain(rest.flat_map(|value| [value, value])).copied().collect()
+}
+
+/// The level half way between two in logarithms, as `torch.lerp` of them rounds it. Zero if either is.
+pub(super) fn geometric_mean(a: f32, b: f32) -> f32 {
+    if a == 0.0 || b == 0.0 {
+        return 0.0;
+    }
+    let (log_a, log_b) = (a.ln(), b.ln());
+    (log_b - (log_b - log_a) * 0.5).exp()
+}
+
+/// The timesteps of a run with a middle between each two steps: first, middle, second, middle, …
+pub(super) fn interleaved(timesteps: &[f64], middle: &[f64]) -> Vec<f64> {
+    let pairs = middle.iter().zip(&timesteps[1..]).flat_map(|(&middle, &timestep)| [middle, timestep]);
+    timesteps[..1].iter().copied().chain(pairs).map(|timestep| f64::from(timestep as f32)).collect()
 }

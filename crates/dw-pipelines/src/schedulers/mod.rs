@@ -7,15 +7,42 @@
 //! timesteps that occur twice need no search; a run that starts in the middle (image to image) starts
 //! with a larger index.
 
+mod alphas;
 mod betas;
+mod cogvideox_ddim;
 mod config;
+mod ddim;
+mod ddpm;
+mod deis_multistep;
+mod dpm_solver;
+mod dpmsolver_multistep;
+mod dpmsolver_singlestep;
+mod edm;
+mod edm_dpmsolver_multistep;
+mod edm_euler;
+mod euler_ancestral_discrete;
 mod euler_discrete;
+mod exponential;
+mod flow;
+mod flow_match_euler_discrete;
+mod flow_match_heun_discrete;
+mod heun_discrete;
+mod k_dpm_2_ancestral_discrete;
+mod k_dpm_2_discrete;
+mod lcm;
 mod levels;
+mod lms_discrete;
 mod numeric;
 mod options;
+mod pndm;
 mod registry;
 mod spacing;
+mod tcd;
 mod tensors;
+mod unipc_multistep;
+
+#[cfg(test)]
+mod tests;
 
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value};
@@ -79,6 +106,46 @@ impl StepOutput {
         })
     }
 }
+
+/// Refuses positions outside the run; before `set_timesteps` every position is.
+fn check_index(index: usize, timesteps: &[f64]) -> Result<()> {
+    if index < timesteps.len() {
+        return Ok(());
+    }
+    let reason =
+        format!("position {index} of a run with {} timesteps - call `set_timesteps` for a longer run", timesteps.len());
+    Err(crate::Error::Argument { name: "index".into(), reason })
+}
+
+/// The methods that are the same for every sampler with fields `config`, `timesteps` and, for the second
+/// form, `sigmas`.
+macro_rules! basics {
+    () => {
+        fn class(&self) -> &'static str {
+            <Self as $crate::schedulers::registry::FromConfig>::CLASS
+        }
+
+        fn config_json(&self) -> serde_json::Map<String, serde_json::Value> {
+            $crate::schedulers::config::to_map(self.class(), &self.config)
+        }
+
+        fn timesteps(&self) -> &[f64] {
+            &self.timesteps
+        }
+
+        fn num_train_timesteps(&self) -> usize {
+            self.config.num_train_timesteps
+        }
+    };
+    (sigmas) => {
+        $crate::schedulers::basics!();
+
+        fn sigmas(&self) -> Option<&[f32]> {
+            Some(&self.sigmas)
+        }
+    };
+}
+use basics;
 
 /// A sampler: a noise schedule and the update from one of its levels to the next.
 ///

@@ -4,7 +4,16 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{Scheduler, config, euler_discrete::EulerDiscrete, options};
+use super::{
+    Scheduler, cogvideox_ddim::CogVideoXDdim, config, ddim::Ddim, ddpm::Ddpm, deis_multistep::DeisMultistep,
+    dpmsolver_multistep::DpmSolverMultistep, dpmsolver_singlestep::DpmSolverSinglestep,
+    edm_dpmsolver_multistep::EdmDpmSolverMultistep, edm_euler::EdmEuler,
+    euler_ancestral_discrete::EulerAncestralDiscrete, euler_discrete::EulerDiscrete,
+    flow_match_euler_discrete::FlowMatchEulerDiscrete, flow_match_heun_discrete::FlowMatchHeunDiscrete,
+    heun_discrete::HeunDiscrete, k_dpm_2_ancestral_discrete::KDpm2AncestralDiscrete,
+    k_dpm_2_discrete::KDpm2Discrete, lcm::Lcm, lms_discrete::LmsDiscrete, options, pndm::Pndm, tcd::Tcd,
+    unipc_multistep::UniPcMultistep,
+};
 use crate::{Error, Result};
 
 /// A sampler that is made from a configuration.
@@ -39,8 +48,30 @@ const fn row<S: FromConfig>(summary: &'static str) -> SchedulerClass {
     }
 }
 
-static CLASSES: &[SchedulerClass] =
-    &[row::<EulerDiscrete>("First-order Euler steps; plain, fast, the default of SDXL")];
+static CLASSES: &[SchedulerClass] = &[
+    row::<CogVideoXDdim>("DDIM with the schedule of CogVideoX"),
+    row::<Ddim>("Deterministic by default, `eta` adds noise; takes 20 to 50 steps"),
+    row::<Ddpm>("The original stochastic sampler; needs many steps"),
+    row::<DeisMultistep>("Multistep exponential integrator; good from 10 steps"),
+    row::<DpmSolverMultistep>(
+        "DPM++ 2M and, with `algorithm_type` `sde-dpmsolver++`, DPM++ 2M SDE; good from 15 steps",
+    ),
+    row::<DpmSolverSinglestep>("DPM++ 2S: like the multistep form, without memory across steps"),
+    row::<EdmDpmSolverMultistep>("DPM++ 2M for models in the EDM formulation"),
+    row::<EdmEuler>("Euler for models in the EDM formulation"),
+    row::<EulerAncestralDiscrete>("Euler with fresh noise at each step; pictures keep changing with more steps"),
+    row::<EulerDiscrete>("First-order Euler steps; plain, fast, the default of SDXL"),
+    row::<FlowMatchEulerDiscrete>("Euler for rectified flows: SD3, Flux and their descendants"),
+    row::<FlowMatchHeunDiscrete>("Heun for rectified flows; two model calls for each step"),
+    row::<HeunDiscrete>("Second order; two model calls for each step"),
+    row::<KDpm2AncestralDiscrete>("DPM2 with fresh noise at each step; two model calls for each step"),
+    row::<KDpm2Discrete>("DPM2; two model calls for each step"),
+    row::<Lcm>("For models distilled into latent consistency models; 2 to 8 steps"),
+    row::<LmsDiscrete>("Linear multistep of order 4"),
+    row::<Pndm>("Pseudo linear multistep; the default of Stable Diffusion 1"),
+    row::<Tcd>("For models distilled with trajectory consistency; `eta` sets the noise"),
+    row::<UniPcMultistep>("Predictor and corrector; good from 5 to 10 steps, the default of Wan"),
+];
 
 /// Every class this build has.
 pub fn classes() -> &'static [SchedulerClass] {

@@ -47,3 +47,13 @@ pub(super) fn denoised(prediction: PredictionType, output: &Tensor, sample: &Ten
         }
     }
 }
+
+/// `sample` moved along the ODE from noise level `sigma`, where `denoised` was found, by `dt`. All f32.
+pub(super) fn euler_step(sample: &Tensor, denoised: &Tensor, sigma: f32, dt: f32) -> Result<Tensor> {
+    combine(&[(1.0, sample), (dt, &derivative(sample, denoised, sigma)?)])
+}
+
+/// The slope of the probability-flow ODE at noise level `sigma` (Karras et al. 2022, equation 3).
+pub(super) fn derivative(sample: &Tensor, denoised: &Tensor, sigma: f32) -> Result<Tensor> {
+    divide(&(sample - denoised)?, sigma)
+}

@@ -21,19 +21,32 @@ struct ShardIndex {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
+/// Which of a folder's files hold the weights.
+pub(crate) enum Choice {
+    /// One safetensors file.
+    Single(String),
+    /// The index of several.
+    Index(String),
+}
+
+/// The weights of `variant` among the names of a folder's files.
+pub(crate) fn choose(names: &BTreeSet<String>, variant: Option<&str>) -> Option<Choice> {
+    let first = |candidates: Vec<String>| candidates.into_iter().find(|name| names.contains(name));
+    STEMS.iter().find_map(|stem| {
+        let single = first(single_names(stem, variant)).map(Choice::Single);
+        single.or_else(|| first(index_names(stem, variant)).map(Choice::Index))
+    })
+}
+
 /// The weight files of the component in `dir`, in reading order. With a `variant` (`fp16`), the files must
 /// carry it; without one, they must not.
 pub fn weight_files(dir: &Path, variant: Option<&str>) -> Result<Vec<PathBuf>> {
     let names = file_names(dir)?;
-    for stem in STEMS {
-        if let Some(name) = single_names(stem, variant).into_iter().find(|name| names.contains(name)) {
-            return Ok(vec![dir.join(name)]);
-        }
-        if let Some(name) = index_names(stem, variant).into_iter().find(|name| names.contains(name)) {
-            return shards(dir, &name);
-        }
+    match choose(&names, variant) {
+        Some(Choice::Single(name)) => Ok(vec![dir.join(name)]),
+        Some(Choice::Index(name)) => shards(dir, &name),
+        None => Err(nothing_found(dir, variant, &names)),
     }
-    Err(nothing_found(dir, variant, &names))
 }
 
 fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
@@ -64,6 +77,22 @@ fn index_names(stem: &str, variant: Option<&str>) -> Vec<String> {
 }
 
 fn shards(dir: &Path, index: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for name in shard_names(dir, index)? {
+        let file = dir.join(&name);
+        if !file.is_file() {
+            return Err(Error::BadFile {
+                path: dir.join(index),
+                reason: format!("the shard `{name}` is not there; fetch the model again"),
+            });
+        }
+        files.push(file);
+    }
+    Ok(files)
+}
+
+/// The files that the index `index` in `dir` names, whether they are there or not.
+pub(crate) fn shard_names(dir: &Path, index: &str) -> Result<BTreeSet<String>> {
     let path = dir.join(index);
     let bad = |reason: String| Error::BadFile { path: path.clone(), reason };
     let text = fs_err::read_to_string(&path)?;
@@ -73,23 +102,18 @@ fn shards(dir: &Path, index: &str) -> Result<Vec<PathBuf>> {
     if names.is_empty() {
         return Err(bad(String::from("the index names no file; fetch the model again")));
     }
-    let mut files = Vec::with_capacity(names.len());
-    for name in names {
+    for name in &names {
         // A shard lies beside its index; a path that leads elsewhere is not followed.
-        let is_plain = Path::new(&name).file_name().is_some_and(|file| file == name.as_str());
+        let is_plain = Path::new(name).file_name().is_some_and(|file| file == name.as_str());
         if !is_plain || !name.ends_with(".safetensors") {
             return Err(bad(format!("`{name}` is not the name of a safetensors file beside the index")));
         }
-        let file = dir.join(&name);
-        if !file.is_file() {
-            return Err(bad(format!("the shard `{name}` is not there; fetch the model again")));
-        }
-        files.push(file);
     }
-    Ok(files)
+    Ok(names)
 }
 
-fn nothing_found(dir: &Path, variant: Option<&str>, names: &BTreeSet<String>) -> Error {
+/// The error for a folder without weights of `variant`, with what is there instead.
+pub(crate) fn nothing_found(dir: &Path, variant: Option<&str>, names: &BTreeSet<String>) -> Error {
     let reason = if let Some(other) = other_variants(variant, names) {
         other
     } else if let Some(pickle) = names.iter().find(|name| is_pickle(name)) {

@@ -262,6 +262,16 @@ impl UnetConfig {
             .collect()
     }
 
+    /// Channels of every skip connection, from the full size downwards: the first feature map, then what each level
+    /// makes.
+    pub(crate) fn skip_channels(&self) -> Result<Vec<usize>> {
+        let mut channels = vec![self.block_out_channels[0]];
+        for plan in self.down_plans()? {
+            channels.extend(vec![plan.channels; plan.layers + usize::from(!plan.is_last)]);
+        }
+        Ok(channels)
+    }
+
     fn transformer_layers(&self, blocks: usize) -> Result<Vec<OneOrMany<usize>>> {
         self.transformer_layers_per_block.per_block("transformer_layers_per_block", blocks)
     }

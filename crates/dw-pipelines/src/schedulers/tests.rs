@@ -1,0 +1,1 @@
+//! Every sampler against trajectories of the reference.

@@ -1,0 +1,185 @@
+//! Whole calls against HuggingFace diffusers: the same tiny model, arguments and seed must give the same
+//! latents after every step and the same picture (`tests/parity/make.py` rebuilds the fixtures).
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use dw_core::{arguments::Arguments, artifact::Artifact, cancel::CancellationToken, event::Silent, seed::Seed};
+use dw_pipelines::{
+    hub::Hub,
+    pipelines::{ComponentCache, Pipeline},
+    request::{Context, ModelSource, PipelineRequest, SchedulerRequest},
+    rng::{Generators, NoiseDialect},
+    schedulers,
+    weights::Weights,
+};
+use serde_json::Value;
+
+/// How far latents may be from the reference's, unless the reference itself is less certain.
+const LATENT_TOLERANCE: f64 = 1e-3;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity")
+}
+
+fn hub() -> Hub {
+    Hub { cache: PathBuf::new(), endpoint: String::new(), token: None, offline: true }
+}
+
+/// One recorded call.
+struct Case {
+    name: String,
+    given: Value,
+    tensors: Weights,
+}
+
+impl Case {
+    /// Every case whose name starts with one of `prefixes`, and whose scheduler this build has.
+    fn all(prefixes: &[&str]) -> Vec<Self> {
+        let folders = std::fs::read_dir(fixtures().join("cases")).expect("the fixtures are there");
+        let mut cases: Vec<Self> = folders
+            .map(|folder| folder.expect("a readable folder").file_name().to_string_lossy().into_owned())
+            .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+            .map(|name| Self::open(&name))
+            .collect();
+        cases.sort_by(|a, b| a.name.cmp(&b.name));
+        cases
+    }
+
+    fn open(name: &str) -> Self {
+        let folder = fixtures().join("cases").join(name);
+        let text = std::fs::read_to_string(folder.join("case.json")).expect("the case is there");
+        let file = folder.join("tensors.safetensors");
+        let tensors = Weights::load(&[file], DType::F32, &Device::Cpu, &mut |_| Ok(())).expect("valid tensors");
+        Self { name: name.into(), given: serde_json::from_str(&text).expect("valid JSON"), tensors }
+    }
+
+    fn scheduler(&self) -> Option<SchedulerRequest> {
+        let scheduler = self.given["load"].get("scheduler")?;
+        Some(SchedulerRequest {
+            class: scheduler["class"].as_str().map(str::to_owned),
+            config: scheduler["config"].as_object().expect("a configuration").clone(),
+            shift: None,
+        })
+    }
+
+    fn has_scheduler(&self) -> bool {
+        let class = self.scheduler().and_then(|scheduler| scheduler.class);
+        class.is_none_or(|class| schedulers::classes().iter().any(|known| known.name == class))
+    }
+
+    fn request(&self) -> PipelineRequest {
+        let base = self.given["load"]["base"].as_str().expect("a model folder");
+        PipelineRequest {
+            class: self.given["load"]["pipeline_class"].as_str().expect("a class").into(),
+            source: ModelSource::Folder(fixtures().join(base)),
+            variant: None,
+            dtype: None,
+            device: Device::Cpu,
+            components: Default::default(),
+            scheduler: self.scheduler(),
+            loras: Vec::new(),
+        }
+    }
+
+    fn seed(&self) -> Seed {
+        let number = |seed: &Value| i128::from(seed.as_i64().expect("a seed is a whole number"));
+        match &self.given["seed"] {
+            Value::Array(seeds) => Seed::Each(seeds.iter().map(number).collect()),
+            seed => Seed::One(number(seed)),
+        }
+    }
+
+    fn expected(&self, name: &str) -> Option<Tensor> {
+        let shape = self.tensors.shape_of(name)?;
+        Some(self.tensors.get(shape, name).expect("a tensor has its own shape"))
+    }
+
+    fn tolerance(&self, name: &str) -> f64 {
+        self.given["tolerance_max_abs"][name].as_f64().unwrap_or(0.0).max(LATENT_TOLERANCE)
+    }
+
+    /// Runs the call; every complaint is one line.
+    fn run(&self, cache: &mut ComponentCache) -> Result<(), String> {
+        let cancel = CancellationToken::default();
+        let context = Context { events: &Silent, cancel: &cancel };
+        let said = |error: dw_pipelines::Error| error.to_string();
+        let mut pipeline = Pipeline::load(&self.request(), &hub(), cache, context).map_err(said)?;
+        let values = self.given["call"].as_object().expect("arguments").clone();
+        let arguments = Arguments { values, ..Arguments::default() };
+        let mut generators = Generators::from_seed(&self.seed(), NoiseDialect::Cpu);
+        let mut worst = Vec::new();
+        let entry = pipeline
+            .run_observed(&arguments, &mut generators, context, &mut |step, latents| {
+                let name = format!("latents.step{step}");
+                if let Some(expected) = self.expected(&name) {
+                    let distance = distance(latents, &expected);
+                    if distance.is_nan() || distance > self.tolerance(&name) {
+                        worst.push(format!("{name} is off by {distance:.1e}"));
+                    }
+                }
+                Ok(())
+            })
+            .map_err(said)?;
+        if let Some(complaint) = worst.first() {
+            return Err(complaint.clone());
+        }
+        self.compare_pictures(&entry.artifacts)
+    }
+
+    fn compare_pictures(&self, artifacts: &[Artifact]) -> Result<(), String> {
+        let Some(expected) = self.expected("image") else {
+            return match artifacts {
+                [Artifact::Array(latents)] if latents.shape.len() == 4 => Ok(()),
+                other => Err(format!("expected latents, found {other:?}")),
+            };
+        };
+        let expected: Vec<Vec<u8>> = (0..expected.dim(0).expect("a batch"))
+            .map(|row| expected.get(row).and_then(|row| row.flatten_all()?.to_vec1()).expect("bytes"))
+            .collect();
+        if artifacts.len() != expected.len() {
+            return Err(format!("{} pictures instead of {}", artifacts.len(), expected.len()));
+        }
+        for (artifact, expected) in artifacts.iter().zip(&expected) {
+            let Artifact::Image(picture) = artifact else { return Err(format!("{} is no picture", artifact.kind())) };
+            let bytes = picture.to_rgb8().into_raw();
+            let worst = bytes.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
+            if bytes.len() != expected.len() || worst > Some(1) {
+                return Err(format!("the picture is off by {worst:?} levels"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The largest absolute difference of two tensors.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let difference = (a - b).and_then(|difference| difference.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>());
+    f64::from(difference.expect("latents have the reference's shape"))
+}
+
+fn check(prefixes: &[&str], at_least: usize) {
+    let cases: Vec<Case> = Case::all(prefixes).into_iter().filter(Case::has_scheduler).collect();
+    let mut cache = ComponentCache::new(None);
+    let failures: Vec<String> = cases
+        .iter()
+        .filter_map(|case| case.run(&mut cache).err().map(|complaint| format!("{}: {complaint}", case.name)))
+        .collect();
+    assert!(failures.is_empty(), "{} of {} cases differ:\n{}", failures.len(), cases.len(), failures.join("\n"));
+    assert!(cases.len() >= at_least, "only {} cases", cases.len());
+}
+
+#[test]
+fn stable_diffusion_draws_the_reference_pictures() {
+    check(&["sd15_t2i_"], 6);
+}
+
+#[test]
+fn stable_diffusion_xl_draws_the_reference_pictures() {
+    check(&["sdxl_t2i_", "sdxl_guidance_rescale"], 20);
+}
+
+#[test]
+fn stable_diffusion_xl_draws_the_reference_pictures_with_every_sampler() {
+    check(&["sdxl_sched_"], 1);
+}

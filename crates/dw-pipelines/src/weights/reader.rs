@@ -5,11 +5,14 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use candle_core::{DType, Device, safetensors::Load};
+use candle_core::{DType, Device, Tensor, safetensors::Load};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{Metadata, SafeTensorError, TensorView},
+};
 
-use super::Entry;
+use super::{Entry, single_file::CheckpointPart};
 use crate::{Error, Result};
 
 /// The first bytes of the text file that stands in for a file which git-lfs did not fetch.
@@ -60,20 +63,65 @@ pub(super) fn read_all(
     Ok(())
 }
 
-fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|error| {
-        if bytes.starts_with(LFS_POINTER) {
-            bad_file(path, "this is a git-lfs pointer, not the weights; run `git lfs pull` in its repository")
+/// Reads the tensors of one component of a checkpoint into `entries`, each under its canonical name, and gives the
+/// names of those that have no place in the model.
+pub(super) fn read_part(
+    part: &CheckpointPart,
+    target: &Target,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+    entries: &mut HashMap<String, Entry>,
+) -> Result<Vec<String>> {
+    let origin: Arc<str> = part.path().display().to_string().into();
+    let (mut passed_over, mut read) = (Vec::new(), 0);
+    for reading in part.readings()? {
+        if reading.targets.is_empty() {
+            passed_over.push(reading.name.to_owned());
         } else {
-            bad_file(path, &format!("not a valid safetensors file ({error}); fetch it again"))
+            let stored = load(reading.name, &reading.view, part.path())?;
+            for place in reading.targets {
+                let tensor = settle(&place.change.apply(&stored)?, target)?;
+                entries.insert(place.name, Entry { tensor, origin: origin.clone() });
+            }
         }
-    })
+        read += reading.view.data().len() as u64;
+        progress(read)?;
+    }
+    Ok(passed_over)
 }
 
-fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Result<candle_core::Tensor> {
-    let is_float = match view.dtype() {
-        Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => true,
-        Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::U32 | Dtype::U8 => false,
+/// The checked header of a file, and where its data begin.
+pub(super) fn header(bytes: &[u8], path: &Path) -> Result<(usize, Metadata)> {
+    let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| not_safetensors(bytes, path, &error))?;
+    Ok((length + size_of::<u64>(), metadata))
+}
+
+fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
+    SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(bytes, path, &error))
+}
+
+fn not_safetensors(bytes: &[u8], path: &Path, error: &SafeTensorError) -> Error {
+    if bytes.starts_with(LFS_POINTER) {
+        return bad_file(path, "this is a git-lfs pointer, not the weights; run `git lfs pull` in its repository");
+    }
+    bad_file(path, &format!("not a valid safetensors file ({error}); fetch it again"))
+}
+
+fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Result<Tensor> {
+    settle(&load(name, view, path)?, target)
+}
+
+/// A tensor as it is stored, on the host.
+fn load(name: &str, view: &TensorView, path: &Path) -> Result<Tensor> {
+    match view.dtype() {
+        Dtype::F64
+        | Dtype::F32
+        | Dtype::F16
+        | Dtype::BF16
+        | Dtype::I64
+        | Dtype::I32
+        | Dtype::I16
+        | Dtype::U32
+        | Dtype::U8 => {}
         other => {
             return Err(bad_file(
                 path,
@@ -82,9 +130,13 @@ fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Resul
                 ),
             ));
         }
-    };
-    let tensor = view.load(&Device::Cpu)?;
-    let tensor = if is_float { tensor.to_dtype(target.dtype)? } else { tensor };
+    }
+    Ok(view.load(&Device::Cpu)?)
+}
+
+/// A tensor in the type and at the place where it is used. Whole numbers keep their type.
+fn settle(tensor: &Tensor, target: &Target) -> Result<Tensor> {
+    let tensor = if tensor.dtype().is_float() { tensor.to_dtype(target.dtype)? } else { tensor.clone() };
     Ok(tensor.to_device(target.device)?)
 }
 

@@ -287,11 +287,9 @@ fn unet_attention(
         json!((0..).take_while(norm).count())
     };
     let depths = |side: &str, levels: &[Level]| -> Vec<Value> {
-        let level = |(at, level): (usize, &Level)| match level.has_attention {
-            true => {
-                one_or_many((0..level.layers).map(|layer| depth(&format!("{side}.{at}.attentions.{layer}"))).collect())
-            }
-            false => Value::Null,
+        let level = |(at, level): (usize, &Level)| {
+            let layer = |layer: usize| depth(&format!("{side}.{at}.attentions.{layer}"));
+            if level.has_attention { one_or_many((0..level.layers).map(layer).collect()) } else { Value::Null }
         };
         levels.iter().enumerate().map(level).collect()
     };

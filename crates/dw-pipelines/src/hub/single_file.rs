@@ -179,7 +179,7 @@ impl SingleFileModel {
         }
         let value = match (path, part_of(path)) {
             ("model_index.json", _) if !self.holds(Part::Unet) => return Err(self.missing(Part::Unet.name())),
-            ("model_index.json", _) => Some(self.checkpoint.model_index()),
+            ("model_index.json", _) => Some(self.checkpoint.model_index()?),
             ("scheduler/scheduler_config.json", _) => Some(self.checkpoint.scheduler_config()),
             (_, Some(part)) => self.checkpoint.component_config(part, self.kin_config(path)?)?,
             _ => None,

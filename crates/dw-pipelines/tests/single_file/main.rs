@@ -236,7 +236,11 @@ fn complaint(request: &PipelineRequest) -> String {
 }
 
 fn picture(request: &PipelineRequest) -> Vec<u8> {
-    let (pipeline, events) = load(request, &hub());
+    picture_with(request, &hub())
+}
+
+fn picture_with(request: &PipelineRequest, hub: &Hub) -> Vec<u8> {
+    let (pipeline, events) = load(request, hub);
     let mut pipeline = pipeline.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(warnings(&events), Vec::<String>::new());
     let values = json!({ "prompt": "a small red house", "num_inference_steps": 2, "height": 64, "width": 64 });
@@ -371,6 +375,84 @@ fn without_configuration_the_vocabulary_comes_from_the_cache_or_a_configuration_
     let (result, _) = load(&request("StableDiffusionXLPipeline", single(path, None)), &hub);
     let message = result.err().expect("unusual sizes").to_string();
     assert!(message.contains("unusual width") && message.contains("add `config`"), "{message}");
+}
+
+/// A tensor of the fixture with four times the channels, which have sizes that published models have.
+fn enlarged(name: &str, tensor: &Tensor) -> Tensor {
+    let is_fixed = |axis: usize, size: usize| {
+        let is_latent = name.starts_with("quant_conv.") || (name.starts_with("encoder.conv_out.") && axis == 0);
+        axis > 1 || matches!(size, 3 | 4 | 77 | 1000) || is_latent
+    };
+    let times: Vec<usize> =
+        tensor.dims().iter().enumerate().map(|(axis, size)| if is_fixed(axis, *size) { 1 } else { 4 }).collect();
+    let scale = if times.get(1) == Some(&4) { 0.25 } else { 1.0 };
+    let large = tensor.repeat(times).expect("a tensor of numbers");
+    // The copies differ a little, so that it matters which head and which group a channel is in.
+    let ripple = Tensor::arange(0u32, large.elem_count() as u32, &Device::Cpu)
+        .and_then(|at| ((at.to_dtype(DType::F32)?.sin()? * 0.1)? + 1.0)? * scale)
+        .and_then(|ripple| ripple.reshape(large.shape()))
+        .expect("as many values");
+    (large * ripple).expect("tensors of one shape")
+}
+
+fn enlarged_component(folder: &str) -> Tensors {
+    component("sd15", folder).iter().map(|(name, tensor)| (name.clone(), enlarged(name, tensor))).collect()
+}
+
+/// The enlarged fixture as a folder, with the number of heads and groups of Stable Diffusion 1.
+fn write_enlarged(folder: &Path) {
+    for (name, changes) in [
+        (
+            "unet",
+            json!({ "block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 128, "attention_head_dim": 8, "norm_num_groups": 32 }),
+        ),
+        ("vae", json!({ "block_out_channels": [32, 64, 64, 64], "norm_num_groups": 32 })),
+        ("text_encoder", json!({ "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2 })),
+    ] {
+        let text =
+            std::fs::read_to_string(model("sd15").join(name).join("config.json")).expect("the fixture is complete");
+        let mut config: serde_json::Value = serde_json::from_str(&text).expect("valid JSON");
+        config.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+        std::fs::create_dir_all(folder.join(name)).expect("the temporary folder is writable");
+        std::fs::write(folder.join(name).join("config.json"), config.to_string()).expect("the folder is writable");
+        candle_core::safetensors::save(&enlarged_component(name), folder.join(name).join("model.safetensors"))
+            .expect("the folder is writable");
+    }
+    for file in [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+    ] {
+        let to = folder.join(file);
+        std::fs::create_dir_all(to.parent().expect("a folder")).expect("the temporary folder is writable");
+        std::fs::copy(model("sd15").join(file), to).expect("the fixture is complete");
+    }
+}
+
+#[test]
+fn without_configuration_a_file_draws_the_picture_of_the_published_configuration() {
+    let (temp, cache) = (TempFolder::new(), TempFolder::new());
+    let snapshot = cache.0.join("models--somebody--large/snapshots/main");
+    write_enlarged(&snapshot);
+    let hub = Hub { cache: cache.0.clone(), ..hub() };
+    let class = "StableDiffusionPipeline";
+    let expected = picture_with(&request(class, ModelSource::Folder(snapshot)), &hub);
+    let mut tensors = original::unet(&enlarged_component("unet"), SD15_BLOCKS, "model.diffusion_model.");
+    tensors.extend(original::vae(&enlarged_component("vae"), "first_stage_model."));
+    tensors.extend(original::clip(&enlarged_component("text_encoder"), "cond_stage_model.transformer."));
+    assert!(expected.iter().any(|value| *value != expected[0]), "a picture that is one colour proves nothing");
+    let mut found = request("DiffusionPipeline", single(temp.write(&tensors), None));
+    // The fixture is narrower than OpenAI's encoder, by whose width its activation is recognised.
+    let encoder = ComponentRequest {
+        class: "CLIPTextModel".into(),
+        source: ModelSource::Hub { repo: "somebody/large".into(), revision: None },
+        subfolder: Some("text_encoder".into()),
+        variant: None,
+        dtype: None,
+    };
+    found.components.insert("text_encoder".into(), ComponentChoice::Load(vec![encoder]));
+    assert_eq!(picture_with(&found, &hub), expected);
 }
 
 #[test]

@@ -54,7 +54,15 @@ impl Component<'_> {
 }
 
 /// The `model_index.json` of the pipeline that a checkpoint is for.
-pub(crate) fn model_index(contents: &Contents) -> Value {
+pub(crate) fn model_index(contents: &Contents, shapes: &Shapes) -> Generated {
+    let special = match contents.in_channels {
+        _ if shapes.contains_key("edm_mean") => Some("Playground 2.5, which has a schedule and latents of its own"),
+        Some(4 | 8 | 9) | None => None,
+        Some(_) => Some("a model with more inputs (depth, upscaling) than text and masks"),
+    };
+    if let Some(special) = special {
+        return Err(format!("is {special}; add `config`, a folder or repository of it in the diffusers layout"));
+    }
     let is_xl = matches!(contents.family, Family::Xl | Family::XlRefiner);
     let class = match (is_xl, contents.in_channels) {
         (true, Some(9)) => "StableDiffusionXLInpaintPipeline",
@@ -81,7 +89,7 @@ pub(crate) fn model_index(contents: &Contents) -> Value {
         index["force_zeros_for_empty_prompt"] = json!(contents.family == Family::Xl);
         index["requires_aesthetics_score"] = json!(contents.family == Family::XlRefiner);
     }
-    index
+    Ok(index)
 }
 
 fn scheduler_class(contents: &Contents) -> &'static str {

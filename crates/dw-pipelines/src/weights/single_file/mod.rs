@@ -80,8 +80,8 @@ impl Checkpoint {
     }
 
     /// The `model_index.json` of its pipeline.
-    pub(crate) fn model_index(&self) -> Value {
-        configs::model_index(&self.contents)
+    pub(crate) fn model_index(&self) -> Result<Value> {
+        configs::model_index(&self.contents, &self.shapes).map_err(|reason| self.bad(reason))
     }
 
     /// The `scheduler_config.json` of its pipeline.
@@ -99,7 +99,11 @@ impl Checkpoint {
     pub(crate) fn component_config(&self, part: Part, kin: Option<Value>) -> Result<Option<Value>> {
         let Some(located) = self.contents.find(part) else { return Ok(None) };
         let config = configs::component(part, located, &self.contents, &self.shapes, kin);
-        config.map(Some).map_err(|reason| Error::BadFile { path: self.path.clone(), reason })
+        config.map(Some).map_err(|reason| self.bad(reason))
+    }
+
+    fn bad(&self, reason: String) -> Error {
+        Error::BadFile { path: self.path.clone(), reason }
     }
 
     /// How many steps the model was trained for, where the file says so.
@@ -110,14 +114,13 @@ impl Checkpoint {
     }
 
     fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        let bad = |reason: String| Error::BadFile { path: self.path.clone(), reason };
-        let info = self.metadata.info(name).ok_or_else(|| bad(format!("tensor `{name}` is missing")))?;
+        let info = self.metadata.info(name).ok_or_else(|| self.bad(format!("tensor `{name}` is missing")))?;
         let (start, end) = info.data_offsets;
         let data = self.bytes.get(self.data_start + start..self.data_start + end);
-        let data =
-            data.ok_or_else(|| bad(format!("the data of tensor `{name}` lie outside of the file; fetch it again")))?;
+        let data = data
+            .ok_or_else(|| self.bad(format!("the data of tensor `{name}` lie outside of the file; fetch it again")))?;
         TensorView::new(info.dtype, info.shape.clone(), data)
-            .map_err(|error| bad(format!("tensor `{name}` cannot be read ({error}); fetch the file again")))
+            .map_err(|error| self.bad(format!("tensor `{name}` cannot be read ({error}); fetch the file again")))
     }
 }
 

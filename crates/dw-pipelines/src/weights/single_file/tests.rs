@@ -80,7 +80,7 @@ fn every_published_model_is_recognised_by_its_tensors() {
     for (class, family, shapes) in published() {
         let contents = recognise(&shapes);
         assert_eq!(contents.family, family, "{class}");
-        let index = configs::model_index(&contents);
+        let index = configs::model_index(&contents, &shapes).expect("a pipeline");
         assert_eq!(index["_class_name"], class);
         let named: BTreeSet<&str> =
             Part::ALL.map(Part::name).into_iter().filter(|name| index.get(name).is_some()).collect();
@@ -229,6 +229,16 @@ fn a_mark_in_the_file_says_that_the_model_predicts_velocity() {
     assert!(contents.strays(&shapes).is_empty());
     let expected = json!({ "prediction_type": "v_prediction", "rescale_betas_zero_snr": true });
     assert_has(&configs::scheduler(&contents, &shapes, None), &expected);
+}
+
+#[test]
+fn a_model_with_a_schedule_or_inputs_of_its_own_needs_a_configuration() {
+    let mut playground = xl(&XL);
+    playground.insert(String::from("edm_mean"), vec![1, 4, 1, 1]);
+    for (shapes, what) in [(playground, "Playground"), (sd2(&Unet { in_channels: 5, ..SD21 }), "depth")] {
+        let message = configs::model_index(&recognise(&shapes), &shapes).expect_err("no generated configuration");
+        assert!(message.contains(what) && message.contains("add `config`"), "{message}");
+    }
 }
 
 #[test]

@@ -201,10 +201,10 @@ fn source(from: &FromPretrained, base_dir: &Path) -> Result<ModelSource> {
     let named = |name: &str| ModelSource::named(name, from.revision.as_deref(), base_dir);
     match (&from.model_name, &from.from_single_file) {
         (Some(name), _) => Ok(named(name)),
-        (None, Some(file)) => Ok(ModelSource::SingleFile {
-            path: base_dir.join(file),
-            config: from.config.as_deref().map(|config| Box::new(named(config))),
-        }),
+        (None, Some(file)) => {
+            let config = from.config.as_deref().map(named);
+            Ok(ModelSource::single_file(file, from.revision.as_deref(), base_dir, config))
+        }
         (None, None) => Err(Error::Unsupported(
             "`from_pretrained_arguments` names no model; add `model_name` (a folder, `owner/name` or `builtin:NAME`)"
                 .into(),

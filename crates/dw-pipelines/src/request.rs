@@ -30,7 +30,21 @@ pub enum ModelSource {
         /// Folder, repository or built-in model of the diffusers layout.
         config: Option<Box<ModelSource>>,
     },
+    /// The same, with the checkpoint in a repository of the hub.
+    HubFile {
+        /// `owner/name`.
+        repo: String,
+        /// Branch, tag or commit; `main` when none.
+        revision: Option<String>,
+        /// The checkpoint's path in the repository.
+        file: String,
+        /// Folder, repository or built-in model of the diffusers layout.
+        config: Option<Box<ModelSource>>,
+    },
 }
+
+/// How addresses of files on the hub begin.
+const HUB_ADDRESSES: [&str; 4] = ["https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/"];
 
 impl ModelSource {
     /// The source a workflow means by `name`: `builtin:NAME`, a folder (absolute, or below `base`), or
@@ -50,6 +64,39 @@ impl ModelSource {
         }
         Self::Hub { repo: name.to_owned(), revision: revision.map(str::to_owned) }
     }
+
+    /// The source a workflow means by the checkpoint `name`: a file (absolute, or below `base`), the address of a file
+    /// on the hub, or `owner/name/file` there.
+    pub fn single_file(name: &str, revision: Option<&str>, base: &Path, config: Option<Self>) -> Self {
+        let (name, config) = (name.trim(), config.map(Box::new));
+        let address = HUB_ADDRESSES.iter().find_map(|start| name.strip_prefix(start));
+        let path = base.join(name);
+        let is_path = Path::new(name).is_absolute() || name.starts_with(['.', '~']) || name.contains(['\\', ':']);
+        if address.is_none() && (is_path || path.exists()) {
+            return Self::SingleFile { path: if name.contains("://") { name.into() } else { path }, config };
+        }
+        match hub_file(address.unwrap_or(name)) {
+            Some((repo, own_revision, file)) => {
+                let revision = own_revision.or(revision.map(str::to_owned));
+                Self::HubFile { repo, revision, file, config }
+            }
+            None => Self::SingleFile { path, config },
+        }
+    }
+}
+
+/// Repository, revision if it is named, and file of `owner/name/file`, `owner/name/blob/REVISION/file` or
+/// `owner/name/resolve/REVISION/file`.
+fn hub_file(address: &str) -> Option<(String, Option<String>, String)> {
+    let address = address.split(['?', '#']).next().unwrap_or(address);
+    let mut parts = address.splitn(3, '/');
+    let (owner, name, rest) = (parts.next()?, parts.next()?, parts.next()?);
+    let pinned = rest.strip_prefix("blob/").or_else(|| rest.strip_prefix("resolve/"));
+    let (revision, file) = match pinned.and_then(|pinned| pinned.split_once('/')) {
+        Some((revision, file)) => (Some(revision.to_owned()), file),
+        None => (None, rest),
+    };
+    (!file.is_empty()).then(|| (format!("{owner}/{name}"), revision, file.to_owned()))
 }
 
 /// A component (`unet`, `vae`, `text_encoder_2`, …) that does not come with the pipeline.
@@ -171,5 +218,26 @@ mod tests {
         let hub = ModelSource::Hub { repo: "owner/name".into(), revision: Some("v1".into()) };
         assert_eq!(ModelSource::named("owner/name", Some("v1"), base), hub);
         assert_eq!(ModelSource::named("builtin:landscapes", None, base), ModelSource::Builtin("landscapes".into()));
+    }
+
+    #[test]
+    fn a_checkpoint_is_a_file_here_or_one_on_the_hub() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let source = |name: &str| ModelSource::single_file(name, Some("v1"), base, None);
+        let local = |path: PathBuf| ModelSource::SingleFile { path, config: None };
+        for name in ["src/lib.rs", "./a/b/c.safetensors", "models/x.safetensors", "x.ckpt"] {
+            assert_eq!(source(name), local(base.join(name)), "{name}");
+        }
+        assert_eq!(source("https://example.com/x.safetensors"), local("https://example.com/x.safetensors".into()));
+        for (name, revision) in [
+            ("owner/name/sub/x.safetensors", "v1"),
+            ("https://huggingface.co/owner/name/sub/x.safetensors", "v1"),
+            ("https://huggingface.co/owner/name/blob/main/sub/x.safetensors", "main"),
+            ("hf.co/owner/name/resolve/abc/sub/x.safetensors?download=true", "abc"),
+        ] {
+            let (repo, revision) = (String::from("owner/name"), Some(revision.to_owned()));
+            let file = String::from("sub/x.safetensors");
+            assert_eq!(source(name), ModelSource::HubFile { repo, revision, file, config: None }, "{name}");
+        }
     }
 }

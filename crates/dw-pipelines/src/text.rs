@@ -101,13 +101,6 @@ impl ClipTokenizer {
         self.max_length
     }
 
-    /// Lowers [`Self::max_length`] to what a text encoder has positions for.
-    #[must_use]
-    pub fn limited_to(mut self, positions: usize) -> Self {
-        self.max_length = self.max_length.min(positions);
-        self
-    }
-
     /// Adds a word that stands for `vectors` embeddings and returns its first id: the end of the vocabulary. The
     /// further ones are called `word_1`, `word_2` and so on, and follow the first wherever the word stands.
     pub fn learn(&mut self, word: &str, vectors: usize) -> Result<u32> {

@@ -6,6 +6,7 @@
 
 mod builtin;
 mod remote;
+mod single_file;
 
 use std::{
     borrow::Cow,
@@ -18,12 +19,13 @@ use serde_json::Value;
 
 pub use builtin::{BuiltinModel, builtin_models};
 pub use remote::HubModel;
+pub use single_file::SingleFileModel;
 
 use crate::{
     Error, Result,
     request::{Context, ModelSource},
     text::TokenizerFiles,
-    weights::folder,
+    weights::{folder, single_file::CheckpointPart},
 };
 
 /// The hub's address when `HF_ENDPOINT` does not name another.
@@ -78,25 +80,17 @@ impl Hub {
             ModelSource::Hub { repo, revision } => {
                 HubModel::open(self, repo, revision.as_deref().unwrap_or("main"), context).map(ModelFiles::Hub)
             }
-            ModelSource::SingleFile { path, .. } => Err(single_file(path)),
+            ModelSource::SingleFile { path, config } => {
+                let model = SingleFileModel::open(self, path, config.as_deref(), context)?;
+                Ok(ModelFiles::SingleFile(Box::new(model)))
+            }
+            ModelSource::HubFile { repo, revision, file, config } => {
+                let path = single_file::fetch(self, repo, revision.as_deref(), file, context)?;
+                let model = SingleFileModel::open(self, &path, config.as_deref(), context)?;
+                Ok(ModelFiles::SingleFile(Box::new(model)))
+            }
         }
     }
-}
-
-/// Checkpoints in one file need their key maps first; pickles are never read.
-fn single_file(path: &Path) -> Error {
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
-    if matches!(ending.as_str(), "ckpt" | "pt" | "pth" | "bin") {
-        return Error::Unsupported(format!(
-            "`{}` is a pickle, which can run code when it is read, and is refused; convert it to safetensors",
-            path.display()
-        ));
-    }
-    Error::Unsupported(format!(
-        "`{}`: checkpoints in a single file cannot be loaded by this build; use the model's folder in the diffusers \
-         layout (`model_name`)",
-        path.display()
-    ))
 }
 
 fn default_home() -> PathBuf {
@@ -137,6 +131,8 @@ pub enum WeightFiles {
         /// The file.
         bytes: &'static [u8],
     },
+    /// One component of a checkpoint in a single file.
+    Part(CheckpointPart),
 }
 
 impl WeightFiles {
@@ -145,6 +141,7 @@ impl WeightFiles {
         match self {
             Self::Disk(files) => files.iter().map(|file| Ok(fs_err::metadata(file)?.len())).sum(),
             Self::Memory { bytes, .. } => Ok(bytes.len() as u64),
+            Self::Part(part) => Ok(part.bytes()),
         }
     }
 
@@ -153,6 +150,7 @@ impl WeightFiles {
         match self {
             Self::Disk(files) => files.iter().map(|file| fingerprint(file)).collect(),
             Self::Memory { name, bytes } => Ok(format!("{name}:{};", bytes.len())),
+            Self::Part(part) => Ok(format!("{}{};", part.name(), fingerprint(part.path())?)),
         }
     }
 }
@@ -175,6 +173,8 @@ pub enum ModelFiles {
     Hub(HubModel),
     /// Embedded in the program.
     Builtin(&'static BuiltinModel),
+    /// A checkpoint in a single file, with its configuration.
+    SingleFile(Box<SingleFileModel>),
 }
 
 impl ModelFiles {
@@ -182,16 +182,17 @@ impl ModelFiles {
     pub fn fetch(&self, folder: &str, need: Need<'_>, context: Context<'_>) -> Result<()> {
         match self {
             Self::Hub(model) => model.fetch(folder, need, context),
+            Self::SingleFile(model) => model.fetch(folder, need, context),
             Self::Folder(_) | Self::Builtin(_) => Ok(()),
         }
     }
 
-    /// The folder on disk; none for a model inside the program.
+    /// The folder on disk; none for a model that has none.
     fn root(&self) -> Option<&Path> {
         match self {
             Self::Folder(path) => Some(path),
             Self::Hub(model) => Some(model.root()),
-            Self::Builtin(_) => None,
+            Self::Builtin(_) | Self::SingleFile(_) => None,
         }
     }
 
@@ -210,6 +211,7 @@ impl ModelFiles {
             Self::Builtin(model) => PathBuf::from(format!("builtin:{}", model.name)).join(path),
             Self::Folder(root) => join(root, path),
             Self::Hub(model) => join(model.root(), path),
+            Self::SingleFile(model) => model.place(path),
         }
     }
 
@@ -222,13 +224,17 @@ impl ModelFiles {
             }
             None => match self {
                 Self::Builtin(model) => Ok(model.file(path).map(Cow::Borrowed)),
-                _ => Ok(None),
+                Self::SingleFile(model) => model.read(path),
+                Self::Folder(_) | Self::Hub(_) => Ok(None),
             },
         }
     }
 
     /// Text that changes when one of these files of `folder` does.
     pub fn fingerprint(&self, folder: &str, names: &[&str]) -> Result<String> {
+        if let Self::SingleFile(model) = self {
+            return model.fingerprint(folder, names);
+        }
         let of = |name: &&str| {
             let path = sub(folder, name);
             match self.root().map(|root| join(root, &path)) {
@@ -260,6 +266,9 @@ impl ModelFiles {
 
     /// The parsed files of the tokenizer in `folder`.
     pub fn tokenizer(&self, folder: &str) -> Result<TokenizerFiles> {
+        if let Self::SingleFile(model) = self {
+            return model.tokenizer(folder);
+        }
         let merges = self.read(&sub(folder, "merges.txt"))?;
         Ok(TokenizerFiles {
             place: self.place(folder),
@@ -273,6 +282,9 @@ impl ModelFiles {
 
     /// The weights of the component in `folder`.
     pub fn weights(&self, folder: &str, variant: Option<&str>) -> Result<WeightFiles> {
+        if let Self::SingleFile(model) = self {
+            return model.weights(folder, variant);
+        }
         let Some(root) = self.root() else {
             return self.embedded_weights(folder);
         };

@@ -1,6 +1,7 @@
 //! Shapes that values of a `config.json` take in more than one model.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -26,6 +27,14 @@ impl<T: Clone> OneOrMany<T> {
                 values.len()
             ))),
         }
+    }
+}
+
+/// A configuration's nulls mean "not set", as everywhere in the reference.
+pub(crate) fn without_nulls(config: Value) -> Value {
+    match config {
+        Value::Object(map) => Value::Object(map.into_iter().filter(|(_, value)| !value.is_null()).collect()),
+        other => other,
     }
 }
 

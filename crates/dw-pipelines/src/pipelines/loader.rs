@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Error, Result, device,
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
-    models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel},
+    models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel, config::without_nulls},
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     text::ClipTokenizer,
@@ -211,8 +211,13 @@ impl Planner<'_> {
     }
 
     fn replacement(&self, slot: Slot, component: &ComponentRequest) -> Result<Planned> {
-        let files = Arc::new(self.hub.open(&component.source, self.context)?);
-        let folder = component.subfolder.clone().unwrap_or_default();
+        let files = self.hub.open(&component.source, self.context)?;
+        let (files, folder) = match files {
+            // In a single file a component is found by its name, and the model tells what its shapes do not.
+            ModelFiles::SingleFile(file) => (ModelFiles::SingleFile(file.in_place_of(&self.files)), slot.name.to_owned()),
+            files => (files, component.subfolder.clone().unwrap_or_default()),
+        };
+        let files = Arc::new(files);
         let dtype = component.dtype.or(self.request.dtype).unwrap_or(DType::F32);
         self.planned(slot, &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
     }
@@ -317,6 +322,7 @@ impl Planned {
         let weights = match files {
             WeightFiles::Disk(files) => Weights::load(files, self.dtype, device, &mut progress)?,
             WeightFiles::Memory { name, bytes } => Weights::from_bytes(bytes, name, self.dtype, device, &mut progress)?,
+            WeightFiles::Part(part) => Weights::from_checkpoint(part, self.dtype, device, &mut progress)?,
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
@@ -373,13 +379,5 @@ impl Planned {
                 self.class
             ),
         });
-    }
-}
-
-/// A configuration's nulls mean "not set", as everywhere in the reference.
-fn without_nulls(config: Value) -> Value {
-    match config {
-        Value::Object(map) => Value::Object(map.into_iter().filter(|(_, value)| !value.is_null()).collect()),
-        other => other,
     }
 }

@@ -2,10 +2,11 @@
 //! or bytes, converted on the host and uploaded once.
 //!
 //! Owns names, shapes and the account of which tensors a model took. Leaves the finding of files in a
-//! folder to [`folder`], and what the tensors mean to the models.
+//! folder to [`folder`], the layout of whole checkpoints to [`single_file`], and what the tensors mean to the models.
 
 pub mod folder;
 mod reader;
+pub mod single_file;
 
 pub(crate) use reader::{read_metadata, read_names, read_stored};
 
@@ -18,6 +19,7 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 
+use self::single_file::CheckpointPart;
 use crate::{Error, Result};
 
 /// Tensors that old checkpoints carry and no model needs: position counters that were once saved as buffers.
@@ -37,6 +39,15 @@ struct Store {
     dtype: DType,
     device: Device,
     taken: Mutex<BTreeSet<String>>,
+    /// Where the names were translated when the tensors were read.
+    foreign: Option<Foreign>,
+}
+
+/// The names in the file that the tensors were read from.
+struct Foreign {
+    part: CheckpointPart,
+    /// Tensors without a place in the model, which were not read.
+    passed_over: Vec<String>,
 }
 
 /// A view on named tensors at a path prefix; cheap to clone. All views on one store share the account of
@@ -47,6 +58,15 @@ pub struct Weights {
     /// Canonical name to stored name, when the stored names are foreign.
     names: Option<Arc<HashMap<String, String>>>,
     prefix: String,
+}
+
+impl Store {
+    /// What a canonical name is called in the file, where that differs, as an insertion into a message.
+    fn aside(&self, canonical: &str) -> String {
+        let original = self.foreign.as_ref().and_then(|foreign| foreign.part.original(canonical));
+        let original = original.filter(|original| original != canonical);
+        original.map_or(String::new(), |original| format!(" (in the file `{original}`)"))
+    }
 }
 
 impl Weights {
@@ -102,8 +122,23 @@ impl Weights {
         Ok(Self::from_entries(entries, origin.into(), dtype, device.clone()))
     }
 
+    /// Reads one component of a checkpoint under canonical names; otherwise as [`Weights::load`].
+    pub fn from_checkpoint(
+        part: &CheckpointPart,
+        dtype: DType,
+        device: &Device,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
+        let mut entries = HashMap::new();
+        let passed_over = reader::read_part(part, &reader::Target { dtype, device }, progress, &mut entries)?;
+        let origin: Arc<str> = part.path().display().to_string().into();
+        let foreign = Some(Foreign { part: part.clone(), passed_over });
+        let store = Store { entries, origin, dtype, device: device.clone(), taken: Mutex::default(), foreign };
+        Ok(Self { store: Arc::new(store), names: None, prefix: String::new() })
+    }
+
     fn from_entries(entries: HashMap<String, Entry>, origin: Arc<str>, dtype: DType, device: Device) -> Self {
-        let store = Store { entries, origin, dtype, device, taken: Mutex::default() };
+        let store = Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None };
         Self { store: Arc::new(store), names: None, prefix: String::new() }
     }
 
@@ -126,8 +161,9 @@ impl Weights {
             return Err(Error::BadFile {
                 path: PathBuf::from(&*entry.origin),
                 reason: format!(
-                    "tensor `{stored}` has shape {:?}, but the model's configuration asks for {:?}; \
+                    "tensor `{stored}`{} has shape {:?}, but the model's configuration asks for {:?}; \
                      use the config.json that belongs to these weights",
+                    self.store.aside(stored),
                     entry.tensor.dims(),
                     expected.dims()
                 ),
@@ -153,6 +189,12 @@ impl Weights {
         let taken = self.store.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let is_left = |name: &&String| !taken.contains(*name) && !HARMLESS.iter().any(|end| name.ends_with(end));
         let mut names: Vec<String> = self.store.entries.keys().filter(is_left).cloned().collect();
+        if let Some(foreign) = &self.store.foreign {
+            for name in &mut names {
+                *name = foreign.part.original(name).unwrap_or_else(|| name.clone());
+            }
+            names.extend(foreign.passed_over.iter().cloned());
+        }
         names.sort();
         names
     }
@@ -248,7 +290,8 @@ impl Weights {
         Error::BadFile {
             path: PathBuf::from(&*self.store.origin),
             reason: format!(
-                "tensor `{full}` of shape {:?} is missing; the file is incomplete or does not belong to this model",
+                "tensor `{full}`{} of shape {:?} is missing; the file is incomplete or does not belong to this model",
+                self.store.aside(full),
                 expected.dims()
             ),
         }

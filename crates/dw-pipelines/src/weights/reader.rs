@@ -9,11 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{DType, Device, safetensors::Load};
+use candle_core::{DType, Device, Tensor, safetensors::Load};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{Metadata, SafeTensorError, TensorView},
+};
 
-use super::Entry;
+use super::{Entry, single_file::CheckpointPart};
 use crate::{Error, Result};
 
 /// The first bytes of the text file that stands in for a file which git-lfs did not fetch.
@@ -64,8 +67,34 @@ pub(super) fn read_all(
     Ok(())
 }
 
+/// Reads the tensors of one component of a checkpoint into `entries`, each under its canonical name, and gives the
+/// names of those that have no place in the model.
+pub(super) fn read_part(
+    part: &CheckpointPart,
+    target: &Target,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+    entries: &mut HashMap<String, Entry>,
+) -> Result<Vec<String>> {
+    let origin: Arc<str> = part.path().display().to_string().into();
+    let (mut passed_over, mut read) = (Vec::new(), 0);
+    for reading in part.readings()? {
+        if reading.targets.is_empty() {
+            passed_over.push(reading.name.to_owned());
+        } else {
+            let stored = load(reading.name, &reading.view, part.path())?;
+            for place in reading.targets {
+                let tensor = settle(&place.change.apply(&stored)?, target)?;
+                entries.insert(place.name, Entry { tensor, origin: origin.clone() });
+            }
+        }
+        read += reading.view.data().len() as u64;
+        progress(read)?;
+    }
+    Ok(passed_over)
+}
+
 /// Every tensor of a safetensors file as it is stored, on the host: small files that change a model.
-pub(crate) fn read_stored(path: &Path) -> Result<BTreeMap<String, candle_core::Tensor>> {
+pub(crate) fn read_stored(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let bytes = map(path)?;
     let tensors = parse(&bytes, path)?;
     let read = |(name, view): (&str, TensorView)| Ok((name.to_owned(), load(name, &view, path)?));
@@ -75,9 +104,8 @@ pub(crate) fn read_stored(path: &Path) -> Result<BTreeMap<String, candle_core::T
 /// The text that a safetensors file holds beside its tensors, by key.
 pub(crate) fn read_metadata(path: &Path) -> Result<HashMap<String, String>> {
     let bytes = map(path)?;
-    parse(&bytes, path)?;
-    let header = SafeTensors::read_metadata(&bytes).ok();
-    Ok(header.and_then(|(_, header)| header.metadata().clone()).unwrap_or_default())
+    let (_, header) = header(&bytes, path)?;
+    Ok(header.metadata().clone().unwrap_or_default())
 }
 
 /// The names of the tensors of a safetensors file, read from its header.
@@ -86,27 +114,39 @@ pub(crate) fn read_names(path: &Path) -> Result<Vec<String>> {
     Ok(parse(&bytes, path)?.names().into_iter().map(str::to_owned).collect())
 }
 
+/// The checked header of a file, and where its data begin.
+pub(super) fn header(bytes: &[u8], path: &Path) -> Result<(usize, Metadata)> {
+    let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| not_safetensors(bytes, path, &error))?;
+    Ok((length + size_of::<u64>(), metadata))
+}
+
 fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|error| {
-        if bytes.starts_with(LFS_POINTER) {
-            bad_file(path, "this is a git-lfs pointer, not the weights; run `git lfs pull` in its repository")
-        } else {
-            bad_file(path, &format!("not a valid safetensors file ({error}); fetch it again"))
-        }
-    })
+    SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(bytes, path, &error))
 }
 
-fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Result<candle_core::Tensor> {
-    let tensor = load(name, view, path)?;
-    let tensor = if tensor.dtype().is_float() { tensor.to_dtype(target.dtype)? } else { tensor };
-    Ok(tensor.to_device(target.device)?)
+fn not_safetensors(bytes: &[u8], path: &Path, error: &SafeTensorError) -> Error {
+    if bytes.starts_with(LFS_POINTER) {
+        return bad_file(path, "this is a git-lfs pointer, not the weights; run `git lfs pull` in its repository");
+    }
+    bad_file(path, &format!("not a valid safetensors file ({error}); fetch it again"))
 }
 
-/// The tensor as it is stored, on the host.
-fn load(name: &str, view: &TensorView, path: &Path) -> Result<candle_core::Tensor> {
+fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Result<Tensor> {
+    settle(&load(name, view, path)?, target)
+}
+
+/// A tensor as it is stored, on the host.
+fn load(name: &str, view: &TensorView, path: &Path) -> Result<Tensor> {
     match view.dtype() {
-        Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 => {}
-        Dtype::I64 | Dtype::I32 | Dtype::I16 | Dtype::U32 | Dtype::U8 => {}
+        Dtype::F64
+        | Dtype::F32
+        | Dtype::F16
+        | Dtype::BF16
+        | Dtype::I64
+        | Dtype::I32
+        | Dtype::I16
+        | Dtype::U32
+        | Dtype::U8 => {}
         other => {
             return Err(bad_file(
                 path,
@@ -117,6 +157,12 @@ fn load(name: &str, view: &TensorView, path: &Path) -> Result<candle_core::Tenso
         }
     }
     Ok(view.load(&Device::Cpu)?)
+}
+
+/// A tensor in the type and at the place where it is used. Whole numbers keep their type.
+fn settle(tensor: &Tensor, target: &Target) -> Result<Tensor> {
+    let tensor = if tensor.dtype().is_float() { tensor.to_dtype(target.dtype)? } else { tensor.clone() };
+    Ok(tensor.to_device(target.device)?)
 }
 
 fn bad_file(path: &Path, reason: &str) -> Error {

@@ -9,13 +9,14 @@ use dw_core::{
     artifact::Entry,
     plan::{PipelineStep, PlannedStep, ReferenceStep},
     seed::Seed,
-    workflow::{Component, Dtype, FromPretrained, Lora, NumberOrText},
+    workflow::{Component, Dtype, FromPretrained, Lora, NumberOrText, TextualInversion},
 };
 use dw_pipelines::{
     Error, Result,
     pipelines::{ComponentCache, Pipeline},
     request::{
         ComponentChoice, ComponentRequest, Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest,
+        TextualInversionRequest,
     },
     rng::{Generators, NoiseDialect},
 };
@@ -181,7 +182,7 @@ fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Re
             .enumerate()
             .map(|(index, spec)| lora(index, spec, base_dir))
             .collect::<Result<Vec<_>>>()?,
-        textual_inversions: Vec::new(),
+        textual_inversions: description.textual_inversions.iter().map(|spec| learned(spec, base_dir)).collect(),
     })
 }
 
@@ -244,6 +245,17 @@ fn lora(index: usize, spec: &Lora, base_dir: &Path) -> Result<LoraRequest> {
         adapter_name: spec.adapter_name.clone().unwrap_or_else(|| index.to_string()),
         scale: spec.scale.as_ref().map_or(Ok(1.0), |scale| number("loras.scale", scale))?,
     })
+}
+
+fn learned(spec: &TextualInversion, base_dir: &Path) -> TextualInversionRequest {
+    let text = |key: &str| spec.rest.get(key).and_then(Value::as_str);
+    TextualInversionRequest {
+        source: ModelSource::named(&spec.model_name, text("revision"), base_dir),
+        weight_name: spec.weight_name.clone(),
+        subfolder: text("subfolder").map(str::to_owned),
+        token: spec.token.clone(),
+        text_encoder: spec.text_encoder.clone(),
+    }
 }
 
 fn number(name: &str, value: &NumberOrText) -> Result<f64> {

@@ -196,10 +196,10 @@ impl ModelFiles {
         }
     }
 
-    /// The names of the files directly inside `folder`, sorted; none of a model inside the program.
+    /// The names of the files directly inside `folder`, sorted; none of a model that is no folder.
     pub fn names(&self, folder: &str, context: Context<'_>) -> Result<Vec<String>> {
         match self {
-            Self::Builtin(_) => Ok(Vec::new()),
+            Self::Builtin(_) | Self::SingleFile(_) => Ok(Vec::new()),
             Self::Folder(root) => file_names(&join(root, folder)),
             Self::Hub(model) => model.names(folder, context),
         }

@@ -1,1 +1,24 @@
-//! Placeholder.
+//! Fast operations that candle lacks on the CPU: convolution, group normalisation, attention and the
+//! elementwise functions of diffusion models, for f32 tensors in host memory.
+//!
+//! Every function takes any tensor. Those it has no fast path for (another device, another type) go
+//! through candle's own operations, so callers need not choose. Which instructions are used is decided
+//! when the program runs; work is cut into pieces by the shapes alone, so a result does not depend on the
+//! number of threads. Knows tensors only: no model, no weight file, no layer.
+
+mod activation;
+mod attention;
+mod conv;
+mod host;
+mod matrix;
+mod norm;
+mod simd;
+mod softmax;
+#[cfg(test)]
+mod testing;
+
+pub use activation::{gelu_erf, gelu_tanh, silu};
+pub use attention::attention;
+pub use conv::conv2d;
+pub use norm::group_norm;
+pub use softmax::softmax;

@@ -142,6 +142,7 @@ pub(super) fn at_most_one(class: &str, chosen: &[(&str, bool)]) -> Result<()> {
 }
 
 /// Minus infinity has no JSON number: written as `"-Infinity"`.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
 pub(super) fn write_bound<S: serde::Serializer>(bound: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if bound.is_finite() { serializer.serialize_f64(*bound) } else { serializer.serialize_str("-Infinity") }
 }

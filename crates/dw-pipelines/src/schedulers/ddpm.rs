@@ -11,7 +11,7 @@ use super::{
     basics,
     betas::{BetaSchedule, beta_options},
     check_index,
-    config::{self, PredictionType, TimestepSpacing, config, option_error},
+    config::{PredictionType, TimestepSpacing, config, option_error},
     registry::FromConfig,
     spacing, tensors,
 };
@@ -68,27 +68,27 @@ pub(super) struct Ddpm {
 struct Step {
     alpha: f32,
     next: f32,
-    step_alpha: f32,
-    step_beta: f32,
+    own_alpha: f32,
+    own_beta: f32,
 }
 
 impl Ddpm {
     fn at(&self, index: usize) -> Step {
         let alpha = self.alphas.at(self.timesteps[index]);
         let next = self.timesteps.get(index + 1).map_or(1.0, |&timestep| self.alphas.at(timestep));
-        let step_alpha = alpha / next;
-        Step { alpha, next, step_alpha, step_beta: 1.0 - step_alpha }
+        let own_alpha = alpha / next;
+        Step { alpha, next, own_alpha, own_beta: 1.0 - own_alpha }
     }
 
     /// Fresh noise with the step's variance.
     fn scaled_noise(&self, step: &Step, learned: Option<&Tensor>, fresh: &Tensor) -> Result<Tensor> {
-        let variance = ((1.0 - step.next) / (1.0 - step.alpha) * step.step_beta).max(1e-20);
+        let variance = ((1.0 - step.next) / (1.0 - step.alpha) * step.own_beta).max(1e-20);
         match (self.config.variance_type, learned) {
-            (VarianceType::FixedLarge, _) => tensors::scale(fresh, step.step_beta.sqrt()),
+            (VarianceType::FixedLarge, _) => tensors::scale(fresh, step.own_beta.sqrt()),
             (VarianceType::FixedSmallLog, _) => tensors::scale(fresh, (0.5 * variance.ln()).exp()),
             (VarianceType::Learned, Some(learned)) => Ok((learned.sqrt()? * fresh)?),
             (VarianceType::LearnedRange, Some(learned)) => {
-                let (min, max) = (f64::from(variance.ln()), f64::from(step.step_beta.ln()));
+                let (min, max) = (f64::from(variance.ln()), f64::from(step.own_beta.ln()));
                 let logarithm = learned.affine((max - min) / 2.0, f64::midpoint(max, min))?;
                 Ok(((logarithm / 2.0)?.exp()? * fresh)?)
             }
@@ -99,13 +99,6 @@ impl Ddpm {
             }
             (VarianceType::FixedSmall | VarianceType::FixedLargeLog, _) => tensors::scale(fresh, variance.sqrt()),
         }
-    }
-
-    fn custom_timesteps(&self, timesteps: &[f64]) -> Result<Vec<f64>> {
-        if timesteps.windows(2).any(|pair| pair[1] >= pair[0]) {
-            return Err(config::request_error("timesteps", "must fall from one to the next"));
-        }
-        Ok(timesteps.iter().map(|timestep| timestep.trunc()).collect())
     }
 }
 
@@ -134,7 +127,7 @@ impl Scheduler for Ddpm {
         spacing::refuse_custom(Self::CLASS, request, true, false)?;
         let (train, offset) = (self.config.num_train_timesteps, self.config.steps_offset);
         self.timesteps = if let Some(timesteps) = &request.timesteps {
-            self.custom_timesteps(timesteps)?
+            spacing::falling(timesteps)?
         } else {
             spacing::check_steps(Self::CLASS, request, train)?;
             spacing::whole_timesteps(self.config.timestep_spacing, train, request.steps, offset)
@@ -156,8 +149,8 @@ impl Scheduler for Ddpm {
         let (output, learned) = alphas::split_variance(&tensors::single(model_output)?, &sample)?;
         let original = alphas::original(self.config.prediction_type, &output, &sample, step.alpha)?;
         let original = self.limit.apply(original)?;
-        let original_weight = step.next.sqrt() * step.step_beta / (1.0 - step.alpha);
-        let sample_weight = step.step_alpha.sqrt() * (1.0 - step.next) / (1.0 - step.alpha);
+        let original_weight = step.next.sqrt() * step.own_beta / (1.0 - step.alpha);
+        let sample_weight = step.own_alpha.sqrt() * (1.0 - step.next) / (1.0 - step.alpha);
         let mut moved = tensors::combine(&[(original_weight, &original), (sample_weight, &sample)])?;
         if self.timesteps[index] > 0.0 {
             let fresh = tensors::single(&noise(output.dims(), model_output.dtype())?)?;

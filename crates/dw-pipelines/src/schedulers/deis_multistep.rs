@@ -117,7 +117,7 @@ impl DeisMultistep {
             }
         };
         if curve == Some(SigmaCurve::Karras) {
-            timesteps.iter_mut().for_each(|timestep| *timestep = timestep.round_ties_even());
+            spacing::round(&mut timesteps);
         }
         sigmas.extend(sigmas.last().copied());
         (timesteps, sigmas)

@@ -109,7 +109,7 @@ impl DpmSolverMultistep {
         // Curves that the timesteps are rounded on, unless the training schedule is a cosine.
         let round = |(mut timesteps, sigmas): (Vec<f64>, Vec<f64>)| {
             if config.beta_schedule != BetaSchedule::SquaredcosCapV2 {
-                timesteps.iter_mut().for_each(|timestep: &mut f64| *timestep = timestep.round_ties_even());
+                spacing::round(&mut timesteps);
             }
             (timesteps, sigmas)
         };

@@ -60,12 +60,11 @@ impl DpmSolverSde {
     /// The path of the run. Without a seed of its own it takes one from the run's noise.
     fn path(&mut self, sample: &Tensor, noise: &mut NoiseSource<'_>) -> Result<&BrownianPath> {
         if self.path.is_none() {
-            let seed = match self.config.noise_sampler_seed {
-                Some(seed) => seed,
-                None => {
-                    let draw = noise(sample.dims(), sample.dtype())?.flatten_all()?.get(0)?;
-                    u64::from(tensors::single(&draw)?.to_scalar::<f32>()?.to_bits())
-                }
+            let seed = if let Some(seed) = self.config.noise_sampler_seed {
+                seed
+            } else {
+                let draw = noise(sample.dims(), sample.dtype())?.flatten_all()?.get(0)?;
+                u64::from(tensors::single(&draw)?.to_scalar::<f32>()?.to_bits())
             };
             let positive = || self.sigmas.iter().copied().filter(|&sigma| sigma > 0.0);
             let (min, max) = (positive().fold(f32::INFINITY, f32::min), positive().fold(0.0, f32::max));

@@ -99,7 +99,7 @@ impl DpmSolverSinglestep {
         if let Some(curve) = curve {
             let (mut timesteps, sigmas) = exponential::on_curve(&self.levels, curve, steps, None, None);
             if curve == SigmaCurve::Karras {
-                timesteps.iter_mut().for_each(|timestep| *timestep = timestep.round_ties_even());
+                spacing::round(&mut timesteps);
             }
             return Ok((timesteps, sigmas));
         }

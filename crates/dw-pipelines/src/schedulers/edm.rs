@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     config::{PredictionType, option_error},
+    flow::Precision,
     tensors,
 };
 use crate::Result;
@@ -49,11 +50,13 @@ impl Edm {
     }
 
     /// The levels at ramp values from 0 (most noise) to 1.
-    pub(super) fn sigmas(&self, ramp: &[f64]) -> Vec<f32> {
+    pub(super) fn sigmas(&self, ramp: &[f64], precision: Precision) -> Vec<f32> {
         match self.schedule {
             SigmaSchedule::Karras => {
                 let (low, high) = (self.sigma_min.powf(1.0 / self.rho), self.sigma_max.powf(1.0 / self.rho));
-                ramp.iter().map(|x| (high + x * (low - high)).powf(self.rho) as f32).collect()
+                let root =
+                    |x: f64| precision.round(precision.round(x * precision.round(low - high)) + precision.round(high));
+                ramp.iter().map(|&x| root(x).powf(self.rho) as f32).collect()
             }
             SigmaSchedule::Exponential => {
                 let (low, high) = (self.sigma_min.ln(), self.sigma_max.ln());

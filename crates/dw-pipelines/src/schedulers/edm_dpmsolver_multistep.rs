@@ -10,6 +10,7 @@ use super::{
     dpm_solver::{Algorithm, Multistep, Solver, check_order},
     edm::{Edm, SigmaSchedule},
     exponential::{History, Level},
+    flow::Precision,
     levels::add_noise,
     numeric,
     registry::FromConfig,
@@ -90,7 +91,7 @@ impl Scheduler for EdmDpmSolverMultistep {
         spacing::refuse_custom(Self::CLASS, request, false, false)?;
         spacing::check_steps(Self::CLASS, request, self.config.num_train_timesteps)?;
         let ramp: Vec<f64> = numeric::linspace_f32(0.0, 1.0, request.steps).into_iter().map(f64::from).collect();
-        self.sigmas = self.edm.sigmas(&ramp);
+        self.sigmas = self.edm.sigmas(&ramp, Precision::Single);
         self.timesteps = self.sigmas.iter().map(|&sigma| Edm::timestep(sigma)).collect();
         self.sigmas.push(match self.config.final_sigmas_type {
             FinalSigmas::Zero => 0.0,

@@ -7,6 +7,7 @@ use super::{
     NoiseSource, Scheduler, StepOptions, StepOutput, TimestepRequest, basics, check_index,
     config::{FinalSigmas, PredictionType, config},
     edm::{Edm, SigmaSchedule},
+    flow::Precision,
     levels::add_noise,
     numeric,
     registry::FromConfig,
@@ -60,7 +61,7 @@ impl Scheduler for EdmEuler {
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<()> {
         spacing::refuse_custom(Self::CLASS, request, false, false)?;
         spacing::check_steps(Self::CLASS, request, self.config.num_train_timesteps)?;
-        self.sigmas = self.edm.sigmas(&numeric::linspace(0.0, 1.0, request.steps));
+        self.sigmas = self.edm.sigmas(&numeric::linspace(0.0, 1.0, request.steps), Precision::Double);
         self.timesteps = self.sigmas.iter().map(|&sigma| Edm::timestep(sigma)).collect();
         let last = match self.config.final_sigmas_type {
             FinalSigmas::Zero => 0.0,

@@ -144,7 +144,9 @@ impl Scheduler for FlowMatchEulerDiscrete {
         let mut sigmas: Vec<f32> = self.schedule(request)?.into_iter().map(|sigma| sigma as f32).collect();
         let train = self.config.num_train_timesteps as f32;
         if self.config.invert_sigmas {
-            sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - *sigma);
+            for sigma in &mut sigmas {
+                *sigma = 1.0 - *sigma;
+            }
         }
         self.timesteps = match &request.timesteps {
             Some(timesteps) if !self.config.invert_sigmas => spacing::rounded_to_single(timesteps),

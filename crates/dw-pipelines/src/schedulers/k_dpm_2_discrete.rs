@@ -55,7 +55,7 @@ impl KDpm2Config {
         let curve = SigmaCurve::chosen(self.use_karras_sigmas, self.use_exponential_sigmas, self.use_beta_sigmas);
         let (mut timesteps, sigmas) = levels.run(timesteps, curve, None, None);
         if curve == Some(SigmaCurve::Karras) {
-            timesteps.iter_mut().for_each(|timestep| *timestep = timestep.round_ties_even());
+            spacing::round(&mut timesteps);
         }
         Ok((timesteps, sigmas.into_iter().chain([0.0]).map(|sigma| sigma as f32).collect()))
     }

@@ -74,11 +74,8 @@ impl ConsistencyConfig {
     }
 
     fn given_timesteps(&self, timesteps: &[f64], strength: f64) -> Result<Vec<f64>> {
-        if timesteps.windows(2).any(|pair| pair[1] >= pair[0]) {
-            return Err(config::request_error("timesteps", "must fall from one to the next"));
-        }
         let run = ((timesteps.len() as f64 * strength) as usize).min(timesteps.len());
-        let timesteps: Vec<f64> = timesteps[timesteps.len() - run..].iter().map(|timestep| timestep.trunc()).collect();
+        let timesteps = spacing::falling(timesteps)?.split_off(timesteps.len() - run);
         spacing::check_within(&timesteps, self.num_train_timesteps)?;
         Ok(timesteps)
     }

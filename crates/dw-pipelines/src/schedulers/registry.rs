@@ -26,6 +26,8 @@ pub(super) trait FromConfig: Scheduler + Sized + 'static {
     fn from_config(config: Self::Config) -> Result<Self>;
 }
 
+type Create = fn(&Map<String, Value>) -> Result<Box<dyn Scheduler>>;
+
 /// One row of the table.
 #[derive(Clone, Copy)]
 pub struct SchedulerClass {
@@ -35,7 +37,7 @@ pub struct SchedulerClass {
     pub summary: &'static str,
     /// The JSON Schema of its configuration, with the class's defaults.
     pub schema: fn() -> Value,
-    create: fn(&Map<String, Value>) -> Result<Box<dyn Scheduler>>,
+    create: Create,
 }
 
 const fn row<S: FromConfig>(summary: &'static str) -> SchedulerClass {

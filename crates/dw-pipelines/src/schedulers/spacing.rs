@@ -87,6 +87,21 @@ pub(super) fn check_within(timesteps: &[f64], num_train_timesteps: usize) -> Res
     }
 }
 
+/// Custom whole timesteps, each below the one before.
+pub(super) fn falling(timesteps: &[f64]) -> Result<Vec<f64>> {
+    if timesteps.windows(2).any(|pair| pair[1] >= pair[0]) {
+        return Err(request_error("timesteps", "must fall from one to the next"));
+    }
+    Ok(timesteps.iter().map(|timestep| timestep.trunc()).collect())
+}
+
+/// Rounds timesteps to whole ones.
+pub(super) fn round(timesteps: &mut [f64]) {
+    for timestep in timesteps {
+        *timestep = timestep.round_ties_even();
+    }
+}
+
 /// The curve that sigmas are put on between the ends of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SigmaCurve {

@@ -99,15 +99,16 @@ impl Adapters {
         } else {
             targets.iter().map(|target| cache.get(&target.key)).collect()
         };
-        let adapted = match kept {
-            Some(kept) => kept,
-            None => {
-                let started = Instant::now();
-                let adapted = adapt(&targets, &loras, context)?;
-                adapted.iter().for_each(|component| cache.insert(Arc::clone(component)));
-                stage_finished(context, "apply adapters", started);
-                adapted
+        let adapted = if let Some(kept) = kept {
+            kept
+        } else {
+            let started = Instant::now();
+            let adapted = adapt(&targets, &loras, context)?;
+            for component in &adapted {
+                cache.insert(Arc::clone(component));
             }
+            stage_finished(context, "apply adapters", started);
+            adapted
         };
         components.extend(targets.into_iter().map(|target| target.name).zip(adapted));
         Ok(())
@@ -116,8 +117,8 @@ impl Adapters {
 
 /// The components that LoRA files may change.
 fn targets(components: &BTreeMap<String, SharedComponent>, loras: &[(&AdapterFile, f64)]) -> Vec<Target> {
-    let adapters: String =
-        loras.iter().map(|(file, strength)| format!("|lora:{strength}*{}", file.fingerprint())).collect();
+    let adapter = |(file, strength): &(&AdapterFile, f64)| format!("|lora:{strength}*{}", file.fingerprint());
+    let adapters = loras.iter().map(adapter).collect::<Vec<_>>().concat();
     let target = |(name, component): (&String, &SharedComponent)| {
         let base = Arc::clone(component.base.as_ref().unwrap_or(component));
         let weights = base.weights.clone()?;

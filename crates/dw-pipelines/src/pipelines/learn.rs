@@ -60,8 +60,8 @@ impl Words {
     ) -> Result<()> {
         let mut taught = Vec::new();
         for (encoder, tokenizer, lessons) in self.lessons(components)? {
-            let words: String =
-                lessons.iter().map(|(word, _)| format!("|word:{}={}", word.token, word.file().fingerprint())).collect();
+            let word = |(word, _): &Lesson<'_>| format!("|word:{}={}", word.token, word.file().fingerprint());
+            let words = lessons.iter().map(word).collect::<Vec<_>>().concat();
             let (Some(encoder), Some(tokenizer)) =
                 (components.get_key_value(encoder), components.get_key_value(tokenizer))
             else {

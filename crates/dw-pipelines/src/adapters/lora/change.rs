@@ -234,10 +234,7 @@ impl Factor {
 
     /// `(rows, columns)`, f32, times `scale`.
     fn matrix(&self, scale: f64, device: &Device) -> Result<Tensor> {
-        let flat = |tensor: &Tensor| -> Result<Tensor> {
-            let (rows, columns) = matrix(tensor.dims());
-            Ok(tensor.to_device(device)?.to_dtype(DType::F32)?.reshape((rows, columns))?)
-        };
+        let flat = |tensor: &Tensor| flat(tensor, device);
         match self {
             Self::Whole(whole) => scaled(flat(whole)?, scale),
             Self::Product(left, right) => Ok(flat(left)?.matmul(&scaled(flat(right)?, scale)?)?),
@@ -287,6 +284,11 @@ impl Magnitude {
             }
         }
     }
+}
+
+/// A tensor as a matrix of f32.
+fn flat(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    Ok(tensor.to_device(device)?.to_dtype(DType::F32)?.reshape(matrix(tensor.dims()))?)
 }
 
 fn scaled(tensor: Tensor, scale: f64) -> Result<Tensor> {

@@ -97,7 +97,7 @@ const ENDINGS: &[(&str, Part)] = &[
 
 /// How names begin. Where one beginning is part of another, the longer one comes first. The last two rows are files
 /// that hold one component and do not name it.
-const BEGINNINGS: &[(&str, &str, &'static str)] = &[
+const BEGINNINGS: &[(&str, &str, &str)] = &[
     ("unet.", "", UNET),
     ("text_encoder_2.", "", TEXT_ENCODER_2),
     ("text_encoder.", "", TEXT_ENCODER),

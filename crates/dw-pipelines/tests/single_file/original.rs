@@ -5,10 +5,10 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-pub type Tensors = HashMap<String, Tensor>;
+pub(crate) type Tensors = HashMap<String, Tensor>;
 
 /// Blocks of the UNet of Stable Diffusion 1: diffusers, original.
-pub const SD15_BLOCKS: &[(&str, &str)] = &[
+pub(crate) const SD15_BLOCKS: &[(&str, &str)] = &[
     ("down_blocks.0.resnets.0", "input_blocks.1.0"),
     ("down_blocks.0.attentions.0", "input_blocks.1.1"),
     ("down_blocks.0.resnets.1", "input_blocks.2.0"),
@@ -53,7 +53,7 @@ pub const SD15_BLOCKS: &[(&str, &str)] = &[
 ];
 
 /// Blocks of the UNet of Stable Diffusion XL.
-pub const SDXL_BLOCKS: &[(&str, &str)] = &[
+pub(crate) const SDXL_BLOCKS: &[(&str, &str)] = &[
     ("down_blocks.0.resnets.0", "input_blocks.1.0"),
     ("down_blocks.0.resnets.1", "input_blocks.2.0"),
     ("down_blocks.0.downsamplers.0.conv", "input_blocks.3.0.op"),
@@ -167,13 +167,13 @@ fn unet_name(name: &str, blocks: &[(&str, &str)]) -> String {
 }
 
 /// A UNet under original names.
-pub fn unet(tensors: &Tensors, blocks: &[(&str, &str)], prefix: &str) -> Tensors {
+pub(crate) fn unet(tensors: &Tensors, blocks: &[(&str, &str)], prefix: &str) -> Tensors {
     let renamed = |(name, tensor): (&String, &Tensor)| (format!("{prefix}{}", unet_name(name, blocks)), tensor.clone());
     tensors.iter().map(renamed).collect()
 }
 
 /// An autoencoder under original names, its attention as convolutions.
-pub fn vae(tensors: &Tensors, prefix: &str) -> Tensors {
+pub(crate) fn vae(tensors: &Tensors, prefix: &str) -> Tensors {
     let renamed = |(name, tensor): (&String, &Tensor)| {
         let is_attention = name.contains("mid_block.attentions.0.to_") && name.ends_with(".weight");
         let tensor = if is_attention {
@@ -188,7 +188,7 @@ pub fn vae(tensors: &Tensors, prefix: &str) -> Tensors {
 }
 
 /// An OpenCLIP encoder under original names: query, key and value fused, the projection transposed.
-pub fn open_clip(tensors: &Tensors, prefix: &str) -> Tensors {
+pub(crate) fn open_clip(tensors: &Tensors, prefix: &str) -> Tensors {
     let mut original = Tensors::new();
     for (name, tensor) in tensors {
         if let Some((layer, kind)) = name.split_once(".self_attn.q_proj.") {
@@ -206,6 +206,6 @@ pub fn open_clip(tensors: &Tensors, prefix: &str) -> Tensors {
 }
 
 /// A CLIP encoder below a prefix.
-pub fn clip(tensors: &Tensors, prefix: &str) -> Tensors {
+pub(crate) fn clip(tensors: &Tensors, prefix: &str) -> Tensors {
     tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect()
 }

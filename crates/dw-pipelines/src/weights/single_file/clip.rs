@@ -3,7 +3,7 @@
 //! transformers' already keep their names.
 
 use super::{
-    index::Tensors,
+    index::{Tensors, count},
     key_map::{Change, KeyMap},
 };
 
@@ -43,12 +43,12 @@ pub(crate) fn open_clip_key_map(layers: usize, has_projection: bool) -> KeyMap {
 
 /// How many layers an OpenCLIP text encoder has in the file.
 pub(crate) fn open_clip_layers(tensors: &Tensors<'_>) -> usize {
-    (0..).take_while(|layer| tensors.has(&format!("transformer.resblocks.{layer}.ln_1.weight"))).count()
+    count(|layer| tensors.has(&format!("transformer.resblocks.{layer}.ln_1.weight")))
 }
 
 /// How many layers a text encoder under transformers' names has in the file; `root` is empty or `text_model.`.
 pub(crate) fn clip_layers(tensors: &Tensors<'_>, root: &str) -> usize {
-    (0..).take_while(|layer| tensors.has(&format!("{root}encoder.layers.{layer}.layer_norm1.weight"))).count()
+    count(|layer| tensors.has(&format!("{root}encoder.layers.{layer}.layer_norm1.weight")))
 }
 
 #[cfg(test)]

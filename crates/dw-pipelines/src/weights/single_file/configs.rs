@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{
     clip,
     contents::{Contents, Family, Located, Naming, Part},
-    index::{Shapes, Tensors},
+    index::{Shapes, Tensors, count},
     key_map::KeyMap,
     unet::{LabelEmbedding, Level, UnetLayout},
     vae::VaeLayout,
@@ -290,9 +290,8 @@ fn unet_attention(
     let is_linear = unet.shape(&format!("{middle}.proj_in.weight")).is_some_and(|shape| shape.len() == 2);
     config["use_linear_projection"] = json!(is_linear);
     let depth = |attention: &str| {
-        let norm =
-            |layer: &usize| unet.shape(&format!("{attention}.transformer_blocks.{layer}.norm1.weight")).is_some();
-        json!((0..).take_while(norm).count())
+        let norm = |layer: usize| unet.shape(&format!("{attention}.transformer_blocks.{layer}.norm1.weight")).is_some();
+        json!(count(norm))
     };
     let depths = |side: &str, levels: &[Level]| -> Vec<Value> {
         let level = |(at, level): (usize, &Level)| {
@@ -442,8 +441,9 @@ fn text_encoder(
         "projection_dim": projection.unwrap_or(hidden),
     });
     if !kin.contains_key("hidden_act") {
-        // OpenAI's encoder has 768 features and an approximated activation; OpenCLIP's are wider and exact.
-        let is_openai = naming == Naming::Canonical && hidden == 768;
+        // OpenAI's encoder has an approximated activation; OpenCLIP's, of which the narrowest has 1024 features, do not.
+        let is_first = part == Part::TextEncoder && contents.family != Family::StableDiffusion2;
+        let is_openai = is_first && naming == Naming::Canonical && hidden != 1024;
         config["hidden_act"] = json!(if is_openai { "quick_gelu" } else { "gelu" });
         config["eos_token_id"] = json!(2);
     }

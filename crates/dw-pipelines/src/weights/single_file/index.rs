@@ -36,6 +36,15 @@ impl<'a> Tensors<'a> {
     }
 }
 
+/// How many numbers from 0 on are there without a gap.
+pub(crate) fn count(is_there: impl Fn(usize) -> bool) -> usize {
+    let mut count = 0;
+    while is_there(count) {
+        count += 1;
+    }
+    count
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,10 @@
 //! The original numbers its blocks through (`input_blocks.4.1`); diffusers counts levels and layers within them
 //! (`down_blocks.1.attentions.0`). [`UnetLayout`] is what is needed to get from one to the other.
 
-use super::{index::Tensors, key_map::KeyMap};
+use super::{
+    index::{Tensors, count},
+    key_map::KeyMap,
+};
 use crate::{Error, Result, models::UnetConfig};
 
 /// The parts of a residual block: original, canonical.
@@ -126,10 +129,10 @@ impl UnetLayout {
         let levels = |side: &str| {
             let level = |at: usize| {
                 let block = format!("{side}.{at}");
-                let layers = (0..).take_while(|n| tensors.has(&format!("{block}.resnets.{n}.norm1.weight"))).count();
+                let layers = count(|layer| tensors.has(&format!("{block}.resnets.{layer}.norm1.weight")));
                 Level { layers, has_attention: tensors.has(&format!("{block}.attentions.0.norm.weight")) }
             };
-            (0..).map(level).take_while(|level| level.layers > 0).collect()
+            (0..count(|at| level(at).layers > 0)).map(level).collect()
         };
         let label = if tensors.has("add_embedding.linear_1.weight") {
             LabelEmbedding::Added

@@ -3,7 +3,7 @@
 //! convolutions.
 
 use super::{
-    index::Tensors,
+    index::{Tensors, count},
     key_map::{Change, KeyMap},
 };
 use crate::models::VaeConfig;
@@ -49,8 +49,8 @@ impl VaeLayout {
     }
 
     fn counted(is_there: impl Fn(usize, usize) -> bool) -> Self {
-        let levels = (0..).take_while(|level| is_there(*level, 0)).count();
-        Self { levels, layers: (0..).take_while(|layer| is_there(0, *layer)).count() }
+        let levels = count(|level| is_there(level, 0));
+        Self { levels, layers: count(|layer| is_there(0, layer)) }
     }
 
     /// The names of these blocks in the original and in diffusers.

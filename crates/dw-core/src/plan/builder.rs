@@ -134,10 +134,13 @@ fn bind(report: &mut Report, inputs: &PlanInputs) -> Value {
             report.substitutions.extend(done);
         }
     }
+    // A misspelt name leaves the right one unused; one finding says both.
+    if missing.is_empty() {
+        check_unused(report, declared.as_ref());
+    }
     for (pointer, error) in missing {
         note_missing(report, declared.is_some(), &pointer, &error);
     }
-    check_unused(report, declared.as_ref());
     if let Some(steps) = bound.get_mut("steps") {
         late::unescape(steps);
     }

@@ -80,10 +80,10 @@ fn a_workflow_can_come_from_standard_input() {
 }
 
 #[test]
-fn a_dry_run_names_the_files_and_writes_nothing() {
+fn a_dry_run_says_what_would_run_and_writes_nothing() {
     let sandbox = with_workflow();
     let (out, _) = sandbox.run(&["run", "code.json", "--dry-run"]).exits(0);
-    assert!(out.contains("[1/1] draw") && out.contains("qr_code") && out.contains(".png"), "{out}");
+    assert!(out.contains("[1/1] draw") && out.contains("task `qr_code`"), "{out}");
     assert!(!sandbox.path("outputs").exists());
 }
 
@@ -92,7 +92,8 @@ fn an_unknown_variable_is_answered_with_the_declared_ones() {
     let sandbox = with_workflow();
     let (out, err) = sandbox.run(&["run", "code.json", "txt=1"]).exits(2);
     assert_eq!(out, "");
-    assert!(err.contains("`txt`") && err.contains("text"), "{err}");
+    assert!(err.contains("Unknown variable 'txt'; declared variables: text"), "{err}");
+    assert!(err.contains("did you mean `text`?"), "{err}");
     assert!(!sandbox.path("outputs").exists());
 }
 

@@ -202,7 +202,9 @@ impl Planner<'_> {
         let files = self.hub.open(&component.source, self.context)?;
         let (files, folder) = match files {
             // In a single file a component is found by its name, and the model tells what its shapes do not.
-            ModelFiles::SingleFile(file) => (ModelFiles::SingleFile(file.in_place_of(&self.files)), slot.name.to_owned()),
+            ModelFiles::SingleFile(file) => {
+                (ModelFiles::SingleFile(file.in_place_of(&self.files)), slot.name.to_owned())
+            }
             files => (files, component.subfolder.clone().unwrap_or_default()),
         };
         let files = Arc::new(files);

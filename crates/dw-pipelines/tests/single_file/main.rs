@@ -209,6 +209,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         components: BTreeMap::new(),
         scheduler: None,
         loras: Vec::new(),
+        textual_inversions: Vec::new(),
     }
 }
 

@@ -439,6 +439,32 @@ mod tests {
     }
 
     #[test]
+    fn general_classes_follow_the_controlnets_of_the_step() {
+        let index = json!({ "_class_name": "StableDiffusionXLPipeline" });
+        let resolved = |class: &str, steering| {
+            find(class).and_then(|class| class.resolve(&index, steering)).map(|found| found.class).ok()
+        };
+        let inpainting = "AutoPipelineForInpainting";
+        assert_eq!(resolved(inpainting, Steering::Prompts), Some("StableDiffusionXLInpaintPipeline"));
+        let steered = resolved(inpainting, Steering::ControlNets);
+        assert_eq!(steered, Some("StableDiffusionXLControlNetInpaintPipeline"));
+        let union = resolved("AutoPipelineForText2Image", Steering::UnionControlNets);
+        assert_eq!(union, Some("StableDiffusionXLControlNetUnionPipeline"));
+    }
+
+    #[test]
+    fn classes_of_one_group_have_their_own_defaults() {
+        let default =
+            |class: &str, name: &str| (find(class).expect("the class").schema)()["properties"][name]["default"].clone();
+        assert_eq!(default("StableDiffusionXLInpaintPipeline", "strength"), json!(0.9999));
+        assert_eq!(default("StableDiffusionXLInpaintPipeline", "guidance_scale"), json!(7.5));
+        assert_eq!(default("StableDiffusionXLControlNetInpaintPipeline", "guidance_scale"), json!(5.0));
+        let scale = "controlnet_conditioning_scale";
+        assert_eq!(default("StableDiffusionControlNetPipeline", scale), json!(1.0));
+        assert_eq!(default("StableDiffusionControlNetInpaintPipeline", scale), json!(0.5));
+    }
+
+    #[test]
     fn a_class_of_another_family_is_refused_with_the_way_out() {
         let message = resolved("StableDiffusionXLPipeline", "StableDiffusionPipeline").expect_err("another family");
         assert!(message.contains("`DiffusionPipeline`"), "{message}");

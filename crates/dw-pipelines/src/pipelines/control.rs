@@ -231,7 +231,7 @@ impl<'a> ControlCall<'a> {
 
 fn all_pictures<'a>(arguments: &'a Arguments, name: &str, given: Option<Pictures>) -> Result<Vec<&'a DynamicImage>> {
     match given {
-        Some(given) if !given.handles().is_empty() => pictures(name, arguments, given.handles()),
+        Some(given) if !given.handles().is_empty() => pictures((name, "a picture"), arguments, given.handles()),
         _ => Err(refuse(name, "is missing; give the picture that steers the result")),
     }
 }

@@ -220,3 +220,44 @@ pub(crate) fn own_size(name: &str, picture: &DynamicImage, multiple: usize) -> R
     }
     Ok((height / multiple * multiple, width / multiple * multiple))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mask(size: (u32, u32), across: std::ops::Range<u32>, down: std::ops::Range<u32>) -> DynamicImage {
+        let grey = |x, y| image::Luma([if across.contains(&x) && down.contains(&y) { 200 } else { 0 }]);
+        GrayImage::from_fn(size.0, size.1, grey).into()
+    }
+
+    #[test]
+    fn a_region_holds_the_mask_with_padding_and_has_the_shape_of_the_call() {
+        let region = |mask: &DynamicImage, size, padding| {
+            Region::around(mask, size, padding).map(|region| (region.left, region.top, region.right, region.bottom))
+        };
+        let wide = mask((128, 128), 70..100, 20..40);
+        assert_eq!(region(&wide, (64, 64), 5), Some((65, 10, 105, 50)));
+        // At the edge it moves inside, and where there is no room it stays narrower.
+        assert_eq!(region(&mask((128, 128), 120..128, 20..60), (64, 64), 0), Some((88, 20, 128, 60)));
+        assert_eq!(region(&mask((40, 128), 10..20, 0..100), (64, 64), 0), Some((0, 0, 40, 100)));
+        assert_eq!(region(&mask((40, 40), 0..0, 0..0), (64, 64), 9), None);
+    }
+
+    #[test]
+    fn a_region_of_another_shape_is_centred_and_its_outermost_lines_go_on() {
+        let picture = RgbImage::from_fn(4, 2, |x, y| Rgb([40 * x as u8, 100 + 40 * y as u8, 7]));
+        let filled = filled(&picture, 4, 6);
+        assert_eq!(filled.get_pixel(1, 2).0, [40, 100, 7]);
+        // 9/8 of the outermost line less 1/8 of the next one.
+        assert_eq!(filled.get_pixel(1, 0).0, [40, 95, 7]);
+        assert_eq!(filled.get_pixel(1, 5).0, [40, 145, 7]);
+    }
+
+    #[test]
+    fn masks_count_from_half_grey_on() {
+        let greys = GrayImage::from_raw(3, 1, vec![127, 128, 255]).expect("three pixels");
+        let fit = Fit { height: 1, width: 3, region: None };
+        let mask = fit.mask(&greys.into(), &Device::Cpu).and_then(|mask| Ok(mask.flatten_all()?.to_vec1::<f32>()?));
+        assert_eq!(mask.expect("three values"), [0.0, 1.0, 1.0]);
+    }
+}

@@ -107,7 +107,7 @@ impl StartPictures {
         if handles.iter().any(is_array) {
             return Ok(Given::Arrays(handles.clone()));
         }
-        Ok(Given::Pictures(pictures("image", arguments, handles)?))
+        Ok(Given::Pictures(pictures(("image", "a picture or latents"), arguments, handles)?))
     }
 }
 
@@ -152,15 +152,15 @@ pub(crate) fn latents(parts: &Parts, arguments: &Arguments, handles: &[ArtifactR
     }
 }
 
-/// The pictures behind an argument's handles.
+/// The pictures behind the handles of the argument `name`; `what` says what may stand there.
 pub(crate) fn pictures<'a>(
-    name: &str,
+    (name, what): (&str, &str),
     arguments: &'a Arguments,
     handles: &[ArtifactRef],
 ) -> Result<Vec<&'a DynamicImage>> {
     let picture = |handle: &ArtifactRef| match arguments.get(*handle) {
         Some(Artifact::Image(picture)) => Ok(&**picture),
-        Some(other) => Err(refuse(name, format!("must be a picture, found {}", other.kind()))),
+        Some(other) => Err(refuse(name, format!("must be {what}, found {}", other.kind()))),
         None => Err(refuse(name, "refers to a result that is not there any more")),
     };
     handles.iter().map(picture).collect()

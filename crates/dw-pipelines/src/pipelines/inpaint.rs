@@ -108,7 +108,7 @@ impl<'a> Repaint<'a> {
         let Some(masks) = &given.mask_image else {
             return Err(refuse("mask_image", "is missing; give a picture that is white where `image` is painted anew"));
         };
-        let masks = pictures("mask_image", arguments, masks.handles())?;
+        let masks = pictures(("mask_image", "a picture"), arguments, masks.handles())?;
         let device = &parts.device;
         let mut fit = Fit::whole(size);
         let mut whole = None;

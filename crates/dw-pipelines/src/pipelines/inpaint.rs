@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{
     arguments::{group, optional_whole, tensor},
     components::Parts,
-    denoise::Kept,
+    denoise::{Kept, initial_latents},
     fit::{Fit, Region, overlay, own_size},
     image_to_image::{
         Encoding, Given, Pictures, Start, StartPictures, clean_latents, encoded, latents, pictures, tiled,
@@ -62,6 +62,23 @@ enum Masked {
     Latents(Tensor),
     /// Latents of an earlier step cannot be masked.
     Unknown,
+}
+
+/// The picture that is painted on, at the size of the call, which latents must have already.
+fn start(parts: &Parts, arguments: &Arguments, images: &StartPictures, fit: Fit) -> Result<Start> {
+    let handles = match images.given(arguments)? {
+        Given::Pictures(pictures) => return Start::pixels(&pictures, fit, &parts.device),
+        Given::Arrays(handles) => handles,
+    };
+    let start = latents(parts, arguments, &handles)?;
+    let ((height, width), _) = start.size(parts)?;
+    if (height, width) == (fit.height, fit.width) {
+        return Ok(start);
+    }
+    Err(refuse(
+        "image",
+        format!("has latents for `{width} x {height}` pixels, but the call is for `{} x {}`", fit.width, fit.height),
+    ))
 }
 
 /// Height and width of the picture that is painted on, cut down to sides the model can take.
@@ -119,15 +136,7 @@ impl<'a> Repaint<'a> {
                 Some(region.ok_or_else(|| refuse("mask_image", "is black, so that there is nothing to paint"))?);
             whole = Some((picture, mask));
         }
-        let start = match images.given(arguments)? {
-            Given::Arrays(handles) => latents(parts, arguments, &handles)?,
-            Given::Pictures(pictures) => Start::pixels(&pictures, fit, device)?,
-        };
-        let of_start = start.size(parts)?.0;
-        if of_start != size {
-            let (found, wanted) = (format!("{} x {}", of_start.1, of_start.0), format!("{} x {}", size.1, size.0));
-            return Err(refuse("image", format!("has latents for `{found}` pixels, but the call is for `{wanted}`")));
-        }
+        let start = start(parts, arguments, &images, fit)?;
         let masks = masks.iter().map(|mask| fit.mask(mask, device)).collect::<Result<Vec<_>>>()?;
         let mask = match masks.as_slice() {
             [] => return Err(refuse("mask_image", "is an empty list; give a mask")),
@@ -158,14 +167,8 @@ impl<'a> Repaint<'a> {
         let scale = scale_factor(parts);
         let shape = [pictures, unet.config().out_channels, self.fit.height / scale, self.fit.width / scale];
         let is_given = given_noise.is_some() && adds_noise;
-        let noise = match given_noise.filter(|_| adds_noise) {
-            Some(noise) if noise.dims() == shape => noise,
-            Some(noise) => {
-                let reason = format!("has shape {:?}, but this call needs {shape:?}", noise.dims());
-                return Err(refuse("latents", reason));
-            }
-            None => generators.randn(&shape, unet.dtype(), &parts.device)?,
-        };
+        let given_noise = given_noise.filter(|_| adds_noise);
+        let noise = initial_latents(given_noise, &shape, (unet.dtype(), &parts.device), generators, 1.0)?;
         let latents = match &clean {
             Some(clean) if !adds_noise => clean.clone(),
             Some(clean) if !is_given && !is_pure_noise => scheduler.add_noise(clean, &noise, index)?,

@@ -15,7 +15,16 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-MODELS = ["sd15", "sdxl", "sdxl-refiner", "sdxl-controlnet-a", "sdxl-controlnet-union", "sdxl-ip-adapter/models/image_encoder"]
+MODELS = [
+    "sd15",
+    "sd15-controlnet",
+    "sdxl",
+    "sdxl-refiner",
+    "sdxl-controlnet-a",
+    "sdxl-controlnet-b",
+    "sdxl-controlnet-union",
+    "sdxl-ip-adapter/models/image_encoder",
+]
 
 # Files of a model that no test reads: `tokenizer.json` says the same.
 LEFT_OUT = {("sdxl", "vocab.json"), ("sdxl", "merges.txt")}
@@ -87,10 +96,23 @@ CALLS = [
     "sdxl_lora_scale_kwarg",
     "sdxl_lora_two",
     "sdxl_textual_inversion",
+    "sd15_inpaint4",
+    "sdxl_inpaint4*",
+    "sd15_controlnet",
+    "sdxl_controlnet*",
 ]
 
 # The pictures that these calls start from.
-INPUTS = ["scene_64x64.png", "scene_96x64.png", "photo_75x53.png"]
+INPUTS = [
+    "scene_64x64.png",
+    "scene_96x64.png",
+    "scene_128x128.png",
+    "photo_75x53.png",
+    "mask_64x64.png",
+    "mask_128x128.png",
+    "edges_64x64.png",
+    "depth_64x64.png",
+]
 
 # LoRA and textual inversion files that the calls above use.
 ADAPTERS = [

@@ -10,8 +10,10 @@ use crate::{
         arguments::{closest, merged_schema},
         components::Parts,
         loader::{Kind, Slot},
-        stable_diffusion, stable_diffusion_img2img, stable_diffusion_xl, stable_diffusion_xl_img2img,
+        stable_diffusion, stable_diffusion_controlnet, stable_diffusion_img2img, stable_diffusion_inpaint,
+        stable_diffusion_xl, stable_diffusion_xl_controlnet, stable_diffusion_xl_img2img, stable_diffusion_xl_inpaint,
     },
+    request::{ComponentChoice, PipelineRequest},
 };
 
 /// One row of the table.
@@ -43,6 +45,7 @@ pub(crate) struct Implementation {
     pub(crate) class: &'static str,
     pub(crate) family: Family,
     pub(crate) task: Task,
+    pub(crate) steering: Steering,
     pub(crate) slots: &'static [Slot],
     pub(crate) run: Run,
 }
@@ -54,6 +57,32 @@ pub(crate) enum Task {
     TextToImage,
     /// Pictures from prompts and pictures.
     ImageToImage,
+    /// Parts of pictures painted anew.
+    Inpaint,
+}
+
+/// What steers a class besides prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Steering {
+    /// Nothing.
+    Prompts,
+    /// ControlNets, one or several.
+    ControlNets,
+    /// ControlNets that know several kinds of pictures.
+    UnionControlNets,
+}
+
+impl Steering {
+    /// What a step's own components ask for.
+    pub(crate) fn of(request: &PipelineRequest) -> Self {
+        match request.components.get("controlnet") {
+            None | Some(ComponentChoice::Omit) => Self::Prompts,
+            Some(ComponentChoice::Load(list)) if list.iter().any(|net| net.class == "ControlNetUnionModel") => {
+                Self::UnionControlNets
+            }
+            Some(_) => Self::ControlNets,
+        }
+    }
 }
 
 /// Models of one family can be run by all classes of that family.
@@ -100,7 +129,22 @@ static STABLE_DIFFUSION_XL_SLOTS: [Slot; 6] = [
     slot("vae", Kind::Vae),
 ];
 
-static CLASSES: [PipelineClass; 7] = [
+static STABLE_DIFFUSION_CONTROL_SLOTS: [Slot; 5] = with_controlnet(&STABLE_DIFFUSION_SLOTS);
+
+static STABLE_DIFFUSION_XL_CONTROL_SLOTS: [Slot; 7] = with_controlnet(&STABLE_DIFFUSION_XL_SLOTS);
+
+/// The slots of a family and one for ControlNets.
+const fn with_controlnet<const N: usize, const M: usize>(slots: &[Slot; N]) -> [Slot; M] {
+    let mut all = [slot("controlnet", Kind::ControlNet); M];
+    let mut at = 0;
+    while at < N {
+        all[at] = slots[at];
+        at += 1;
+    }
+    all
+}
+
+static CLASSES: [PipelineClass; 17] = [
     PipelineClass {
         name: "StableDiffusionXLPipeline",
         summary: "Text to image with Stable Diffusion XL and models of its architecture",
@@ -109,6 +153,7 @@ static CLASSES: [PipelineClass; 7] = [
             class: "StableDiffusionXLPipeline",
             family: Family::StableDiffusionXl,
             task: Task::TextToImage,
+            steering: Steering::Prompts,
             slots: &STABLE_DIFFUSION_XL_SLOTS,
             run: stable_diffusion_xl::run,
         }),
@@ -121,6 +166,7 @@ static CLASSES: [PipelineClass; 7] = [
             class: "StableDiffusionPipeline",
             family: Family::StableDiffusion,
             task: Task::TextToImage,
+            steering: Steering::Prompts,
             slots: &STABLE_DIFFUSION_SLOTS,
             run: stable_diffusion::run,
         }),
@@ -133,6 +179,7 @@ static CLASSES: [PipelineClass; 7] = [
             class: "StableDiffusionXLImg2ImgPipeline",
             family: Family::StableDiffusionXl,
             task: Task::ImageToImage,
+            steering: Steering::Prompts,
             slots: &STABLE_DIFFUSION_XL_SLOTS,
             run: stable_diffusion_xl_img2img::run,
         }),
@@ -145,8 +192,126 @@ static CLASSES: [PipelineClass; 7] = [
             class: "StableDiffusionImg2ImgPipeline",
             family: Family::StableDiffusion,
             task: Task::ImageToImage,
+            steering: Steering::Prompts,
             slots: &STABLE_DIFFUSION_SLOTS,
             run: stable_diffusion_img2img::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionXLInpaintPipeline",
+        summary: "Parts of a picture painted anew with Stable Diffusion XL, inpainting models included",
+        schema: stable_diffusion_xl_inpaint::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLInpaintPipeline",
+            family: Family::StableDiffusionXl,
+            task: Task::Inpaint,
+            steering: Steering::Prompts,
+            slots: &STABLE_DIFFUSION_XL_SLOTS,
+            run: stable_diffusion_xl_inpaint::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionInpaintPipeline",
+        summary: "Parts of a picture painted anew with Stable Diffusion 1.x and 2.x, inpainting models included",
+        schema: stable_diffusion_inpaint::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionInpaintPipeline",
+            family: Family::StableDiffusion,
+            task: Task::Inpaint,
+            steering: Steering::Prompts,
+            slots: &STABLE_DIFFUSION_SLOTS,
+            run: stable_diffusion_inpaint::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionXLControlNetPipeline",
+        summary: "Text to image with Stable Diffusion XL, steered by pictures",
+        schema: stable_diffusion_xl_controlnet::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLControlNetPipeline",
+            family: Family::StableDiffusionXl,
+            task: Task::TextToImage,
+            steering: Steering::ControlNets,
+            slots: &STABLE_DIFFUSION_XL_CONTROL_SLOTS,
+            run: stable_diffusion_xl_controlnet::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionXLControlNetImg2ImgPipeline",
+        summary: "Image to image with Stable Diffusion XL, steered by pictures",
+        schema: stable_diffusion_xl_controlnet::img2img_schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLControlNetImg2ImgPipeline",
+            family: Family::StableDiffusionXl,
+            task: Task::ImageToImage,
+            steering: Steering::ControlNets,
+            slots: &STABLE_DIFFUSION_XL_CONTROL_SLOTS,
+            run: stable_diffusion_xl_controlnet::run_img2img,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionXLControlNetInpaintPipeline",
+        summary: "Parts of a picture painted anew with Stable Diffusion XL, steered by pictures",
+        schema: stable_diffusion_xl_controlnet::inpaint_schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLControlNetInpaintPipeline",
+            family: Family::StableDiffusionXl,
+            task: Task::Inpaint,
+            steering: Steering::ControlNets,
+            slots: &STABLE_DIFFUSION_XL_CONTROL_SLOTS,
+            run: stable_diffusion_xl_controlnet::run_inpaint,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionXLControlNetUnionPipeline",
+        summary: "Text to image with Stable Diffusion XL, steered by pictures of several kinds",
+        schema: stable_diffusion_xl_controlnet::union_schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLControlNetUnionPipeline",
+            family: Family::StableDiffusionXl,
+            task: Task::TextToImage,
+            steering: Steering::UnionControlNets,
+            slots: &STABLE_DIFFUSION_XL_CONTROL_SLOTS,
+            run: stable_diffusion_xl_controlnet::run_union,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionControlNetPipeline",
+        summary: "Text to image with Stable Diffusion 1.x and 2.x, steered by pictures",
+        schema: stable_diffusion_controlnet::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionControlNetPipeline",
+            family: Family::StableDiffusion,
+            task: Task::TextToImage,
+            steering: Steering::ControlNets,
+            slots: &STABLE_DIFFUSION_CONTROL_SLOTS,
+            run: stable_diffusion_controlnet::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionControlNetImg2ImgPipeline",
+        summary: "Image to image with Stable Diffusion 1.x and 2.x, steered by pictures",
+        schema: stable_diffusion_controlnet::img2img_schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionControlNetImg2ImgPipeline",
+            family: Family::StableDiffusion,
+            task: Task::ImageToImage,
+            steering: Steering::ControlNets,
+            slots: &STABLE_DIFFUSION_CONTROL_SLOTS,
+            run: stable_diffusion_controlnet::run_img2img,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionControlNetInpaintPipeline",
+        summary: "Parts of a picture painted anew with Stable Diffusion 1.x and 2.x, steered by pictures",
+        schema: stable_diffusion_controlnet::inpaint_schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionControlNetInpaintPipeline",
+            family: Family::StableDiffusion,
+            task: Task::Inpaint,
+            steering: Steering::ControlNets,
+            slots: &STABLE_DIFFUSION_CONTROL_SLOTS,
+            run: stable_diffusion_controlnet::run_inpaint,
         }),
     },
     PipelineClass {
@@ -166,6 +331,12 @@ static CLASSES: [PipelineClass; 7] = [
         summary: "Image to image with whatever family the model belongs to",
         schema: || every_argument("AutoPipelineForImage2Image", Some(Task::ImageToImage)),
         target: Target::OfFamily(Task::ImageToImage),
+    },
+    PipelineClass {
+        name: "AutoPipelineForInpainting",
+        summary: "Parts of a picture painted anew with whatever family the model belongs to",
+        schema: || every_argument("AutoPipelineForInpainting", Some(Task::Inpaint)),
+        target: Target::OfFamily(Task::Inpaint),
     },
 ];
 
@@ -217,8 +388,8 @@ fn without_defaults(mut schema: Value) -> Value {
 }
 
 impl PipelineClass {
-    /// The implementation for a model with this `model_index.json`.
-    pub(crate) fn resolve(&self, index: &Value) -> Result<&Implementation> {
+    /// The implementation for a model with this `model_index.json`, steered so where the class leaves that open.
+    pub(crate) fn resolve(&self, index: &Value, steering: Steering) -> Result<&Implementation> {
         let model_class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default();
         let family = Family::of(model_class);
         match &self.target {
@@ -231,7 +402,8 @@ impl PipelineClass {
                 .find(|implementation| implementation.class == model_class)
                 .ok_or_else(|| not_implemented(model_class)),
             Target::OfFamily(task) => implementations()
-                .find(|implementation| Some(implementation.family) == family && implementation.task == *task)
+                .filter(|implementation| Some(implementation.family) == family && implementation.task == *task)
+                .find(|implementation| implementation.steering == steering)
                 .ok_or_else(|| not_implemented(model_class)),
         }
     }
@@ -253,7 +425,7 @@ mod tests {
     fn resolved(class: &str, model: &str) -> Result<&'static str, String> {
         let class = find(class).map_err(|error| error.to_string())?;
         let index = json!({ "_class_name": model });
-        class.resolve(&index).map(|found| found.class).map_err(|error| error.to_string())
+        class.resolve(&index, Steering::Prompts).map(|found| found.class).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -264,6 +436,32 @@ mod tests {
         assert_eq!(auto("StableDiffusionInpaintPipeline").as_deref(), Ok("StableDiffusionPipeline"));
         let image = resolved("AutoPipelineForImage2Image", "StableDiffusionXLPipeline");
         assert_eq!(image.as_deref(), Ok("StableDiffusionXLImg2ImgPipeline"));
+    }
+
+    #[test]
+    fn general_classes_follow_the_controlnets_of_the_step() {
+        let index = json!({ "_class_name": "StableDiffusionXLPipeline" });
+        let resolved = |class: &str, steering| {
+            find(class).and_then(|class| class.resolve(&index, steering)).map(|found| found.class).ok()
+        };
+        let inpainting = "AutoPipelineForInpainting";
+        assert_eq!(resolved(inpainting, Steering::Prompts), Some("StableDiffusionXLInpaintPipeline"));
+        let steered = resolved(inpainting, Steering::ControlNets);
+        assert_eq!(steered, Some("StableDiffusionXLControlNetInpaintPipeline"));
+        let union = resolved("AutoPipelineForText2Image", Steering::UnionControlNets);
+        assert_eq!(union, Some("StableDiffusionXLControlNetUnionPipeline"));
+    }
+
+    #[test]
+    fn classes_of_one_group_have_their_own_defaults() {
+        let default =
+            |class: &str, name: &str| (find(class).expect("the class").schema)()["properties"][name]["default"].clone();
+        assert_eq!(default("StableDiffusionXLInpaintPipeline", "strength"), json!(0.9999));
+        assert_eq!(default("StableDiffusionXLInpaintPipeline", "guidance_scale"), json!(7.5));
+        assert_eq!(default("StableDiffusionXLControlNetInpaintPipeline", "guidance_scale"), json!(5.0));
+        let scale = "controlnet_conditioning_scale";
+        assert_eq!(default("StableDiffusionControlNetPipeline", scale), json!(1.0));
+        assert_eq!(default("StableDiffusionControlNetInpaintPipeline", scale), json!(0.5));
     }
 
     #[test]

@@ -18,7 +18,10 @@ use dw_core::{
 use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest, TextualInversionRequest},
+    request::{
+        ComponentChoice, ComponentRequest, Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest,
+        TextualInversionRequest,
+    },
     rng::{Generators, NoiseDialect},
     weights::Weights,
 };
@@ -98,6 +101,23 @@ impl Stage<'_> {
         })
     }
 
+    /// Components beside those of the model: one, or a list.
+    fn components(&self) -> BTreeMap<String, ComponentChoice> {
+        let component = |given: &Value| ComponentRequest {
+            class: given["class"].as_str().expect("a class").into(),
+            source: ModelSource::Folder(fixtures().join(given["path"].as_str().expect("a folder"))),
+            subfolder: None,
+            variant: None,
+            dtype: None,
+        };
+        let list = |given: &Value| match given {
+            Value::Array(list) => list.iter().map(component).collect(),
+            one => vec![component(one)],
+        };
+        let given = self.given["load"]["components"].as_object();
+        given.into_iter().flatten().map(|(name, given)| (name.clone(), ComponentChoice::Load(list(given)))).collect()
+    }
+
     fn request(&self) -> PipelineRequest {
         let base = self.given["load"]["base"].as_str().expect("a model folder");
         PipelineRequest {
@@ -106,7 +126,7 @@ impl Stage<'_> {
             variant: None,
             dtype: None,
             device: Device::Cpu,
-            components: BTreeMap::new(),
+            components: self.components(),
             scheduler: self.scheduler(),
             loras: self.loras(),
             textual_inversions: self.textual_inversions(),
@@ -154,14 +174,18 @@ impl Stage<'_> {
     fn arguments(&self, before: &[Entry]) -> Arguments {
         let values = self.given["call"].as_object().expect("arguments").clone();
         let mut arguments = Arguments { values, ..Arguments::default() };
-        if let Some(image) = arguments.values.get_mut("image") {
-            let artifact = match (image.get("$image").and_then(Value::as_str), image["$stage"].as_u64()) {
-                (Some(path), _) => Artifact::image(picture::load(&fixtures().join(path)).expect("a picture")),
-                (None, Some(stage)) => before[stage as usize].artifacts[0].clone(),
-                (None, None) => panic!("{image} is neither a picture nor an earlier result"),
+        for name in ["image", "mask_image", "control_image"] {
+            let Some(mut value) = arguments.values.remove(name) else { continue };
+            let items = match &mut value {
+                Value::Array(items) => items.as_mut_slice(),
+                one => std::slice::from_mut(one),
             };
-            *image = ArtifactRef(0).to_value();
-            arguments.artifacts.insert(0, artifact);
+            for item in items {
+                let handle = ArtifactRef(arguments.artifacts.len() as u64);
+                arguments.artifacts.insert(handle.0, artifact(item, before));
+                *item = handle.to_value();
+            }
+            arguments.values.insert(name.to_owned(), value);
         }
         arguments
     }
@@ -232,6 +256,15 @@ impl Stage<'_> {
     }
 }
 
+/// A picture of the fixtures, or what an earlier call made.
+fn artifact(given: &Value, before: &[Entry]) -> Artifact {
+    match (given.get("$image").and_then(Value::as_str), given["$stage"].as_u64()) {
+        (Some(path), _) => Artifact::image(picture::load(&fixtures().join(path)).expect("a picture")),
+        (None, Some(stage)) => before[stage as usize].artifacts[0].clone(),
+        (None, None) => panic!("{given} is neither a picture nor an earlier result"),
+    }
+}
+
 /// The largest absolute difference of two tensors.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let difference = (a - b).and_then(|difference| difference.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>());
@@ -267,6 +300,16 @@ fn stable_diffusion_xl_draws_the_reference_pictures_with_every_sampler() {
 #[test]
 fn image_to_image_draws_the_reference_pictures() {
     check(&["sd15_i2i", "sdxl_i2i", "sdxl_refiner_i2i"], 6);
+}
+
+#[test]
+fn inpainting_draws_the_reference_pictures() {
+    check(&["sd15_inpaint4", "sdxl_inpaint4"], 4);
+}
+
+#[test]
+fn controlnets_draw_the_reference_pictures() {
+    check(&["sd15_controlnet", "sdxl_controlnet"], 9);
 }
 
 #[test]

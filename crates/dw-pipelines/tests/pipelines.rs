@@ -552,3 +552,179 @@ fn the_built_in_model_tells_a_sunset_from_a_day() {
     let (sunset, day) = (redness("a sunset over the sea, a sun"), redness("day over the sea, clouds"));
     assert!(sunset > day + 20.0, "sunset {sunset}, day {day}");
 }
+
+/// A call with a start picture, a mask and a control picture, as handles 0, 1 and 2.
+fn with_pictures(values: Value) -> Arguments {
+    let mut call = short(values);
+    let ramp = |x: u32, y: u32| image::Rgb([(x * 3) as u8, (y * 3) as u8, 90]);
+    let mask = |x: u32, y: u32| image::Luma([if (20..40).contains(&x) && y >= 30 { 255 } else { 0 }]);
+    call.artifacts.insert(0, Artifact::image(image::RgbImage::from_fn(64, 64, ramp).into()));
+    call.artifacts.insert(1, Artifact::image(image::GrayImage::from_fn(64, 64, mask).into()));
+    call.artifacts.insert(2, Artifact::image(image::GrayImage::new(48, 80).into()));
+    call
+}
+
+fn handle(at: u64) -> Value {
+    ArtifactRef(at).to_value()
+}
+
+/// Runs a class of the SDXL family on arguments that are wrong; gives what it says.
+fn said(pipeline: &mut Pipeline, base: &Value, wrong: &Value) -> String {
+    let mut values = base.clone();
+    values.as_object_mut().expect("an object").extend(wrong.as_object().expect("an object").clone());
+    let result = run(pipeline, &with_pictures(values), seed(0));
+    result.map(|_| ()).expect_err("a wrong argument").to_string()
+}
+
+#[test]
+fn every_wrong_argument_of_inpainting_is_named_with_what_to_do() {
+    let mut inpaint =
+        load(&request("AutoPipelineForInpainting", ModelSource::Folder(model("sdxl")))).expect("complete");
+    assert_eq!(inpaint.class(), "StableDiffusionXLInpaintPipeline");
+    let base = json!({ "image": handle(0), "mask_image": handle(1) });
+    for (wrong, expected) in [
+        (json!({ "image": null }), "argument `image`: is missing"),
+        (json!({ "mask_image": null }), "argument `mask_image`: is missing"),
+        (json!({ "mask_image": [] }), "argument `mask_image`: is an empty list"),
+        (json!({ "height": 68 }), "argument `height`: must be a multiple of 8, found `68`; use `64` or `72`"),
+        (json!({ "strength": 0.0 }), "argument `strength`: `0` of 2 steps leaves none"),
+        (json!({ "strength": 1.5 }), "argument `strength`: must lie between 0 and 1"),
+        (json!({ "padding_mask_crop": -1 }), "argument `padding_mask_crop`: must be a whole number"),
+        (json!({ "padding_mask_crop": 4, "mask_image": handle(2) }), "argument `mask_image`: is `48 x 80` pixels"),
+        (json!({ "padding_mask_crop": 4, "output_type": "latent" }), "argument `padding_mask_crop`: gives pictures"),
+        (json!({ "padding_mask_crop": 4, "image": [handle(0), handle(0)] }), "works on one picture with one mask"),
+        (json!({ "mask_image": handle(9) }), "argument `mask_image`: refers to a result"),
+        (json!({ "control_image": handle(2) }), "argument `control_image`: `StableDiffusionXLInpaintPipeline`"),
+    ] {
+        let said = said(&mut inpaint, &base, &wrong);
+        assert!(said.contains(expected), "{wrong}: {said}");
+    }
+    let mut black = with_pictures(json!({ "image": handle(0), "mask_image": handle(1), "padding_mask_crop": 0 }));
+    black.artifacts.insert(1, Artifact::image(image::GrayImage::new(64, 64).into()));
+    let said = run(&mut inpaint, &black, seed(0)).map(|_| ()).expect_err("a black mask").to_string();
+    assert!(said.contains("argument `mask_image`: is black"), "{said}");
+}
+
+#[test]
+fn a_painted_region_leaves_the_rest_of_the_picture_as_it_is_byte_for_byte() {
+    let class = "StableDiffusionXLInpaintPipeline";
+    let mut inpaint = load(&request(class, ModelSource::Folder(model("sdxl")))).expect("complete");
+    let call = with_pictures(json!({
+        "image": handle(0), "mask_image": handle(1), "padding_mask_crop": 3, "strength": 1.0, "prompt": "a house"
+    }));
+    let entry = run(&mut inpaint, &call, seed(4)).expect("valid");
+    let (painted, before) = (bytes(&entry.artifacts[0]), bytes(&call.artifacts[&0]));
+    let is_masked = |pixel: usize| (20..40).contains(&(pixel % 64)) && pixel / 64 >= 30;
+    let changed = |masked: bool| {
+        let pixels = painted.chunks(3).zip(before.chunks(3)).enumerate();
+        pixels.filter(|(at, (a, b))| is_masked(*at) == masked && a != b).count()
+    };
+    assert_eq!(changed(false), 0);
+    assert!(changed(true) > 500, "{} of 680 pixels are new", changed(true));
+}
+
+#[test]
+fn a_mask_of_another_size_is_resized_as_the_picture_is() {
+    let class = "StableDiffusionXLInpaintPipeline";
+    let mut inpaint = load(&request(class, ModelSource::Folder(model("sdxl")))).expect("complete");
+    let small = json!({ "image": handle(0), "mask_image": handle(1), "strength": 0.9 });
+    let mut large = with_pictures(small.clone());
+    let mask = |x: u32, y: u32| image::Luma([if (40..80).contains(&x) && y >= 60 { 255 } else { 0 }]);
+    large.artifacts.insert(1, Artifact::image(image::GrayImage::from_fn(128, 128, mask).into()));
+    let small = pictures(&run(&mut inpaint, &with_pictures(small), seed(4)).expect("valid"));
+    assert_eq!(small, pictures(&run(&mut inpaint, &large, seed(4)).expect("valid")));
+}
+
+fn controlled(class: &str, nets: &[(&str, &str)]) -> PipelineRequest {
+    let net = |(class, folder): &(&str, &str)| ComponentRequest {
+        class: (*class).into(),
+        source: ModelSource::Folder(model(folder)),
+        subfolder: None,
+        variant: None,
+        dtype: None,
+    };
+    let mut request = request(class, ModelSource::Folder(model("sdxl")));
+    request.components.insert("controlnet".into(), ComponentChoice::Load(nets.iter().map(net).collect()));
+    request
+}
+
+#[test]
+fn every_wrong_argument_of_control_is_named_with_what_to_do() {
+    let nets = [("ControlNetModel", "sdxl-controlnet-a"), ("ControlNetModel", "sdxl-controlnet-b")];
+    let mut two = load(&controlled("StableDiffusionXLControlNetPipeline", &nets)).expect("complete");
+    let base = json!({ "image": [handle(0), handle(2)] });
+    for (wrong, expected) in [
+        (json!({ "image": null }), "argument `image`: is missing"),
+        (json!({ "image": handle(0) }), "argument `image`: has 1 picture(s) for 2 ControlNets"),
+        (json!({ "image": "picture" }), "argument `image`"),
+        (json!({ "controlnet_conditioning_scale": [1, 2, 3] }), "has 3 numbers for 2 ControlNet(s)"),
+        (json!({ "controlnet_conditioning_scale": "strong" }), "must be a number or a list of numbers"),
+        (json!({ "control_guidance_start": [0, 0.5, 0.7] }), "argument `control_guidance_start`: has 3 numbers"),
+        (json!({ "control_guidance_start": 0.5, "control_guidance_end": 0.5 }), "must be smaller than"),
+        (json!({ "control_guidance_end": 1.2 }), "argument `control_guidance_end`: must lie between 0 and 1"),
+        (json!({ "guess_mode": 3 }), "argument `guess_mode`"),
+        (json!({ "control_mode": [1] }), "argument `control_mode`: `StableDiffusionXLControlNetPipeline`"),
+    ] {
+        let said = said(&mut two, &base, &wrong);
+        assert!(said.contains(expected), "{wrong}: {said}");
+    }
+    let mut one = load(&controlled("AutoPipelineForText2Image", &nets[..1])).expect("complete");
+    assert_eq!(one.class(), "StableDiffusionXLControlNetPipeline");
+    let said = said(&mut one, &json!({}), &json!({ "prompt": ["a", "b", "c"], "image": [handle(0), handle(2)] }));
+    assert!(said.contains("argument `image`: has 2 pictures for 3 prompt(s)"), "{said}");
+}
+
+#[test]
+fn a_union_controlnet_wants_a_known_kind_for_each_picture() {
+    let net = [("ControlNetUnionModel", "sdxl-controlnet-union")];
+    let mut union = load(&controlled("StableDiffusionXLControlNetUnionPipeline", &net)).expect("complete");
+    let base = json!({ "control_image": [handle(0), handle(2)], "control_mode": [1, 3] });
+    for (wrong, expected) in [
+        (json!({ "control_mode": null }), "argument `control_mode`: is missing"),
+        (json!({ "control_mode": [1] }), "argument `control_mode`: has 1 number(s) for 2 control picture(s)"),
+        (json!({ "control_mode": [1, 6] }), "argument `control_mode`: has `6`, but this ControlNet knows 0 to 5"),
+        (json!({ "control_mode": [1, 0.5] }), "argument `control_mode`: must be a whole number"),
+    ] {
+        let said = said(&mut union, &base, &wrong);
+        assert!(said.contains(expected), "{wrong}: {said}");
+    }
+    let refused = |class: &str, nets: &[(&str, &str)]| {
+        let mut pipeline = load(&controlled(class, nets)).expect("complete");
+        let call = with_pictures(json!({ "image": handle(0) }));
+        run(&mut pipeline, &call, seed(0)).map(|_| ()).expect_err("the wrong sort").to_string()
+    };
+    let said = refused("StableDiffusionXLControlNetPipeline", &net);
+    assert!(said.contains("use `StableDiffusionXLControlNetUnionPipeline`"), "{said}");
+}
+
+#[test]
+fn a_controlnet_of_another_family_or_none_is_refused_before_weights_are_read() {
+    let refused = |nets: &[(&str, &str)]| {
+        let class = "StableDiffusionXLControlNetPipeline";
+        load(&controlled(class, nets)).map(|_| ()).expect_err("it does not fit").to_string()
+    };
+    let said = refused(&[("ControlNetModel", "sd15-controlnet")]);
+    assert!(said.contains("component `controlnet` reads text of") && said.contains("family of models"), "{said}");
+    let said = refused(&[("ControlNetModel", "sdxl-controlnet-a"), ("ControlNetModel", "sd15-controlnet")]);
+    assert!(said.contains("component `controlnet_2` reads text of"), "{said}");
+    let said = refused(&[("ControlNetModel", "sdxl-controlnet-union")]);
+    assert!(said.contains("describes a `ControlNetUnionModel`"), "{said}");
+    let missing = request("StableDiffusionXLControlNetPipeline", ModelSource::Folder(model("sdxl")));
+    let said = load(&missing).map(|_| ()).expect_err("no ControlNet").to_string();
+    assert!(said.contains("needs the component `controlnet`") && said.contains("add `controlnet`"), "{said}");
+}
+
+#[test]
+fn control_takes_the_size_of_its_picture_and_a_scale_of_nothing_changes_nothing() {
+    let net = [("ControlNetModel", "sdxl-controlnet-a")];
+    let mut steered = load(&controlled("StableDiffusionXLControlNetPipeline", &net)).expect("complete");
+    let call = with_pictures(json!({ "image": handle(2), "height": null, "width": null }));
+    let entry = run(&mut steered, &call, seed(0)).expect("valid");
+    let Artifact::Image(picture) = &entry.artifacts[0] else { panic!("a picture") };
+    assert_eq!((picture.width(), picture.height()), (48, 80));
+
+    let plain = pictures(&run(&mut load(&xl()).expect("complete"), &short(json!({})), seed(8)).expect("valid"));
+    let scaled = |scale: f64| with_pictures(json!({ "image": handle(0), "controlnet_conditioning_scale": scale }));
+    assert_eq!(plain, pictures(&run(&mut steered, &scaled(0.0), seed(8)).expect("valid")));
+    assert_ne!(plain, pictures(&run(&mut steered, &scaled(1.0), seed(8)).expect("valid")));
+}

@@ -14,8 +14,8 @@ pub mod vae;
 pub use clip::{ClipTextConfig, ClipTextModel, ClipTextOutput};
 pub use clip_vision::{ClipVisionConfig, ClipVisionModel, ClipVisionOutput};
 pub use controlnet::{
-    ControlNetConfig, ControlNetInput, ControlNetModel, ControlNetOutput, ControlNetUnionConfig, ControlNetUnionInput,
-    ControlNetUnionModel,
+    ConditionConfig, ControlNetConfig, ControlNetInput, ControlNetModel, ControlNetOutput, ControlNetUnionConfig,
+    ControlNetUnionInput, ControlNetUnionModel,
 };
 pub use unet::{AddedConditions, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

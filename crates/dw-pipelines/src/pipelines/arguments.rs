@@ -36,6 +36,31 @@ pub(crate) fn merged_schema(title: &str, groups: &[Value]) -> Value {
     serde_json::json!({ "title": title, "type": "object", "properties": properties, "additionalProperties": false })
 }
 
+/// Defaults of a class that are not those of its groups.
+pub(crate) type Defaults = &'static [(&'static str, f64)];
+
+/// `schema` with a class's own defaults.
+pub(crate) fn with_defaults(mut schema: Value, defaults: Defaults) -> Value {
+    for (name, default) in defaults {
+        if let Some(property) = schema.pointer_mut(&format!("/properties/{name}")) {
+            property["default"] = (*default).into();
+        }
+    }
+    schema
+}
+
+/// `arguments` with a class's own defaults where they say nothing.
+pub(crate) fn filled(arguments: &Arguments, defaults: Defaults) -> Arguments {
+    let mut arguments = arguments.clone();
+    for (name, default) in defaults {
+        let value = arguments.values.entry(*name).or_insert(Value::Null);
+        if value.is_null() {
+            *value = (*default).into();
+        }
+    }
+    arguments
+}
+
 /// Complains about an argument that `schema` does not know.
 pub(crate) fn refuse_unknown(class: &str, arguments: &Arguments, schema: &Value) -> Result<()> {
     let known: Vec<&str> = property_names(schema).collect();
@@ -140,6 +165,71 @@ impl JsonSchema for Texts {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" }, "minItems": 1 }] })
+    }
+}
+
+/// One number for all, or one for each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numbers(Vec<f64>);
+
+impl From<f64> for Numbers {
+    fn from(number: f64) -> Self {
+        Self(vec![number])
+    }
+}
+
+impl Numbers {
+    /// `count` numbers: the list, or the one number for each.
+    pub(crate) fn for_each(&self, name: &str, count: usize, of: &str) -> Result<Vec<f64>> {
+        match self.0.as_slice() {
+            [number] => Ok(vec![*number; count]),
+            list if list.len() == count => Ok(list.to_vec()),
+            list => Err(Error::Argument {
+                name: name.into(),
+                reason: format!("has {} numbers for {count} {of}; give one number, or one for each", list.len()),
+            }),
+        }
+    }
+
+    /// `count` numbers, one of its own for each.
+    pub(crate) fn exactly(&self, name: &str, count: usize, of: &str) -> Result<Vec<f64>> {
+        if self.0.len() == count {
+            return Ok(self.0.clone());
+        }
+        let found = self.0.len();
+        let reason = format!("has {found} number(s) for {count} {of}; give one for each");
+        Err(Error::Argument { name: name.into(), reason })
+    }
+}
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let items = value.as_array().map_or(std::slice::from_ref(&value), Vec::as_slice);
+        let numbers = items.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
+        let numbers = numbers.filter(|numbers| !numbers.is_empty());
+        numbers
+            .map(Self)
+            .ok_or_else(|| D::Error::custom(format!("must be a number or a list of numbers, found `{value}`")))
+    }
+}
+
+impl Serialize for Numbers {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [number] => number.serialize(serializer),
+            numbers => numbers.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Numbers {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Numbers".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "number" }, { "type": "array", "items": { "type": "number" }, "minItems": 1 }] })
     }
 }
 

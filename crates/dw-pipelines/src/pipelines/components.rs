@@ -8,7 +8,9 @@ use serde_json::{Map, Value};
 use super::adapt::Adapters;
 use crate::{
     Error, Result,
-    models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel},
+    models::{
+        AutoencoderKl, ClipTextModel, ConditionConfig, ControlNetModel, ControlNetUnionModel, Unet2DConditionModel,
+    },
     schedulers::{self, Scheduler},
     text::ClipTokenizer,
     weights::Weights,
@@ -24,6 +26,40 @@ pub enum Model {
     Unet(Unet2DConditionModel),
     /// Latents to pictures and back.
     Vae(AutoencoderKl),
+    /// Steers a UNet by a picture.
+    ControlNet(ControlNetModel),
+    /// Steers a UNet by pictures of several kinds.
+    ControlNetUnion(ControlNetUnionModel),
+}
+
+/// A ControlNet of either sort.
+#[derive(Clone, Copy)]
+pub(crate) enum ControlModel<'a> {
+    Plain(&'a ControlNetModel),
+    Union(&'a ControlNetUnionModel),
+}
+
+impl<'a> ControlModel<'a> {
+    /// How it reads pictures.
+    pub(crate) fn condition(self) -> &'a ConditionConfig {
+        match self {
+            Self::Plain(model) => &model.config().condition,
+            Self::Union(model) => &model.config().condition,
+        }
+    }
+
+    /// How many kinds of pictures it knows.
+    pub(crate) fn kinds(self) -> usize {
+        match self {
+            Self::Plain(_) => 1,
+            Self::Union(model) => model.config().fuser.control_types,
+        }
+    }
+}
+
+/// The name of the component at place `at` of a list that a step gives for `name`.
+pub(crate) fn numbered(name: &str, at: usize) -> String {
+    if at == 0 { name.to_owned() } else { format!("{name}_{}", at + 1) }
 }
 
 /// One loaded part with what the cache and reports need to know of it.
@@ -95,6 +131,19 @@ impl Parts {
             Some(Model::Vae(vae)) => Ok(vae),
             other => Err(self.unusable("vae", other.is_some())),
         }
+    }
+
+    /// The ControlNets, in the order of the step's list; at least one.
+    pub(crate) fn controlnets(&self) -> Result<Vec<ControlModel<'_>>> {
+        let name = "controlnet";
+        let models = (0..).map_while(|at| self.components.get(&numbered(name, at)));
+        let models = models.map(|component| match &component.model {
+            Model::ControlNet(model) => Ok(ControlModel::Plain(model)),
+            Model::ControlNetUnion(model) => Ok(ControlModel::Union(model)),
+            _ => Err(self.unusable(name, true)),
+        });
+        let models = models.collect::<Result<Vec<_>>>()?;
+        if models.is_empty() { Err(self.unusable(name, false)) } else { Ok(models) }
     }
 
     /// The text encoder with its tokenizer; none when the model has no such encoder.

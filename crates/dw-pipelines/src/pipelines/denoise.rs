@@ -23,30 +23,35 @@ pub(crate) struct Loop<'a> {
     /// Which of the scheduler's timesteps are run; image to image starts late, a refined base stops early.
     pub(crate) indices: Range<usize>,
     pub(crate) options: StepOptions,
+    /// What is brought back after each step.
+    pub(crate) kept: Option<Kept>,
     pub(crate) generators: &'a mut Generators,
     pub(crate) context: Context<'a>,
     pub(crate) observer: Observer<'a>,
 }
 
 impl Loop<'_> {
-    /// Takes noisy latents to clean ones. `predict` gets the latents as the model wants them and the
-    /// timestep, and returns the (guided) prediction, of the latents' shape.
+    /// Takes noisy latents to clean ones. `predict` gets the latents as the model wants them, the
+    /// timestep and its place in the schedule, and returns the (guided) prediction, of the latents' shape.
     pub(crate) fn run(
         self,
         latents: Tensor,
-        predict: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
+        predict: &mut dyn FnMut(&Tensor, f64, usize) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let Self { scheduler, indices, options, generators, context, observer } = self;
-        let (start, total) = (indices.start, indices.len());
+        let Self { scheduler, indices, options, kept, generators, context, observer } = self;
+        let (start, end, total) = (indices.start, indices.end, indices.len());
         let device = latents.device().clone();
         let mut latents = latents;
         for index in indices {
             context.cancel.check()?;
             let timestep = scheduler.timesteps()[index];
             let input = scheduler.scale_model_input(&latents, index)?;
-            let prediction = predict(&input, timestep)?;
+            let prediction = predict(&input, timestep, index)?;
             let mut noise = |shape: &[usize], dtype: DType| generators.randn(shape, dtype, &device);
             latents = scheduler.step(&prediction, index, &latents, &mut noise, &options)?.prev_sample;
+            if let Some(kept) = &kept {
+                latents = kept.restore(&latents, scheduler, Some(index + 1).filter(|&next| next < end))?;
+            }
             let done = index - start + 1;
             // On the CPU the look is cheap; elsewhere it would make the host wait for the device.
             if device.is_cpu() || done == total {
@@ -57,6 +62,28 @@ impl Loop<'_> {
         }
         context.cancel.check()?;
         Ok(latents)
+    }
+}
+
+/// The part of a picture that inpainting does not touch (diffusers calls it `init_latents_proper`).
+pub(crate) struct Kept {
+    /// 1 where the picture is painted, 0 where it is kept: `(batch, 1, height / 8, width / 8)`.
+    pub(crate) mask: Tensor,
+    /// The picture's latents, `(batch, channels, height / 8, width / 8)`.
+    pub(crate) clean: Tensor,
+    /// The noise that the call began with; the same in every step.
+    pub(crate) noise: Tensor,
+}
+
+impl Kept {
+    /// `latents` with the kept part at the noise level of `next`, or clean after the last step.
+    fn restore(&self, latents: &Tensor, scheduler: &dyn Scheduler, next: Option<usize>) -> Result<Tensor> {
+        let kept = match next {
+            Some(next) => scheduler.add_noise(&self.clean, &self.noise, next)?,
+            None => self.clean.clone(),
+        };
+        let painted = latents.broadcast_mul(&self.mask)?;
+        Ok((kept.broadcast_mul(&self.mask.affine(-1.0, 1.0)?)? + painted)?)
     }
 }
 

@@ -5,7 +5,6 @@ use candle_core::{DType, Device, Tensor};
 use dw_core::{
     arguments::{Arguments, ArtifactRef},
     artifact::Artifact,
-    picture::{Filter, resize, to_rgb},
 };
 use image::DynamicImage;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -15,14 +14,22 @@ use super::{
     arguments::tensor,
     components::Parts,
     decode::{Scaling, scaled},
-    text_to_image::refuse,
-    unet::scale_factor,
+    fit::{Fit, own_size},
+    text_to_image::{Canvas, refuse},
+    unet::{scale_factor, side_multiple, size_like},
 };
 use crate::{Result, rng::Generators, schedulers::Scheduler};
 
 /// One picture (or latents), or a list of them.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Pictures(Vec<ArtifactRef>);
+
+impl Pictures {
+    /// The handles, one or more where there are any.
+    pub(crate) fn handles(&self) -> &[ArtifactRef] {
+        &self.0
+    }
+}
 
 impl<'de> Deserialize<'de> for Pictures {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -48,8 +55,9 @@ impl JsonSchema for Pictures {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct StartPictures {
-    /// The picture to start from, or a list of pictures of one size. Sides are cut down to multiples of 8 by
-    /// resizing. Latents of an earlier step are taken as they are.
+    /// The picture to start from, or a list of pictures of one size. It is resized to the size of the result: to
+    /// `height` and `width` where the class takes them, else its own sides cut down to multiples of 8. Latents of an
+    /// earlier step are taken as they are.
     pub(crate) image: Option<Pictures>,
 }
 
@@ -62,33 +70,62 @@ pub(crate) enum Start {
 }
 
 impl StartPictures {
-    /// The pictures as tensors, resized to sides that the model can take.
-    pub(crate) fn read(&self, parts: &Parts, arguments: &Arguments) -> Result<Start> {
+    /// The pictures as tensors, resized to sides that the model can take: those of `canvas`, or their own.
+    pub(crate) fn read(&self, parts: &Parts, arguments: &Arguments, canvas: &Canvas) -> Result<Start> {
+        match self.given(arguments)? {
+            Given::Arrays(handles) => {
+                let start = latents(parts, arguments, &handles)?;
+                // Refuses a size that does not suit, although latents have their own.
+                size_like(parts, canvas, start.size(parts)?.0)?;
+                Ok(start)
+            }
+            Given::Pictures(pictures) => {
+                let multiple = side_multiple(parts);
+                let sizes = pictures.iter().map(|picture| own_size("image", picture, multiple));
+                let sizes = sizes.collect::<Result<Vec<_>>>()?;
+                let size = size_like(parts, canvas, sizes[0])?;
+                if let Some(other) = sizes.iter().find(|other| **other != sizes[0]) {
+                    let show = |(height, width): (usize, usize)| format!("{width} x {height}");
+                    let (first, other) = (show(sizes[0]), show(*other));
+                    return Err(refuse(
+                        "image",
+                        format!("has pictures of `{first}` and `{other}` pixels; give pictures of one size"),
+                    ));
+                }
+                Start::pixels(&pictures, Fit::whole(size), &parts.device)
+            }
+        }
+    }
+
+    /// What the argument holds; nothing is an error.
+    pub(crate) fn given<'a>(&self, arguments: &'a Arguments) -> Result<Given<'a>> {
         let handles = match &self.image {
             Some(Pictures(handles)) if !handles.is_empty() => handles,
             _ => return Err(refuse("image", "is missing; give the picture to start from")),
         };
         let is_array = |handle: &ArtifactRef| matches!(arguments.get(*handle), Some(Artifact::Array(_)));
         if handles.iter().any(is_array) {
-            let rows = handles.iter().map(|&handle| tensor(arguments, "image", handle, DType::F32, &parts.device));
-            return latents(parts, &rows.collect::<Result<Vec<_>>>()?);
+            return Ok(Given::Arrays(handles.clone()));
         }
-        let multiple = scale_factor(parts).max(8) as u32;
-        let pictures = handles.iter().map(|&handle| pixels(picture(arguments, handle)?, multiple, &parts.device));
-        let pictures = pictures.collect::<Result<Vec<_>>>()?;
-        if let Some(other) = pictures.iter().find(|other| other.dims() != pictures[0].dims()) {
-            let size = |picture: &Tensor| format!("{} x {}", picture.dims()[3], picture.dims()[2]);
-            let (first, other) = (size(&pictures[0]), size(other));
-            return Err(refuse(
-                "image",
-                format!("has pictures of `{first}` and `{other}` pixels; give pictures of one size"),
-            ));
-        }
-        Ok(Start::Pixels(Tensor::cat(&pictures, 0)?))
+        Ok(Given::Pictures(pictures(("image", "a picture or latents"), arguments, handles)?))
     }
 }
 
+/// Start pictures as they come.
+pub(crate) enum Given<'a> {
+    /// Latents.
+    Arrays(Vec<ArtifactRef>),
+    /// Pictures, one or more.
+    Pictures(Vec<&'a DynamicImage>),
+}
+
 impl Start {
+    /// Pictures at the size of the call.
+    pub(crate) fn pixels(pictures: &[&DynamicImage], fit: Fit, device: &Device) -> Result<Self> {
+        let rows = pictures.iter().map(|picture| fit.signed(picture, device)).collect::<Result<Vec<_>>>()?;
+        Ok(Self::Pixels(Tensor::cat(&rows, 0)?))
+    }
+
     /// Height and width in pixels, and how many pictures there are.
     pub(crate) fn size(&self, parts: &Parts) -> Result<((usize, usize), usize)> {
         let (Self::Pixels(tensor) | Self::Latents(tensor)) = self;
@@ -98,8 +135,11 @@ impl Start {
     }
 }
 
-fn latents(parts: &Parts, rows: &[Tensor]) -> Result<Start> {
-    let channels = parts.unet()?.config().in_channels;
+/// Latents that an argument `image` holds.
+pub(crate) fn latents(parts: &Parts, arguments: &Arguments, handles: &[ArtifactRef]) -> Result<Start> {
+    let rows = handles.iter().map(|&handle| tensor(arguments, "image", handle, DType::F32, &parts.device));
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    let channels = parts.unet()?.config().out_channels;
     match rows.iter().find(|row| row.rank() != 4 || row.dims()[1] != channels) {
         Some(row) => Err(refuse(
             "image",
@@ -108,29 +148,22 @@ fn latents(parts: &Parts, rows: &[Tensor]) -> Result<Start> {
                 row.dims()
             ),
         )),
-        None => Ok(Start::Latents(Tensor::cat(rows, 0)?)),
+        None => Ok(Start::Latents(Tensor::cat(&rows, 0)?)),
     }
 }
 
-fn picture(arguments: &Arguments, handle: ArtifactRef) -> Result<&DynamicImage> {
-    match arguments.get(handle) {
-        Some(Artifact::Image(picture)) => Ok(picture),
-        Some(other) => Err(refuse("image", format!("must be a picture or latents, found {}", other.kind()))),
-        None => Err(refuse("image", "refers to a result that is not there any more")),
-    }
-}
-
-/// A picture as `(1, 3, height, width)` in -1 to 1 (diffusers `VaeImageProcessor.preprocess`).
-fn pixels(picture: &DynamicImage, multiple: u32, device: &Device) -> Result<Tensor> {
-    let (width, height) = (picture.width() / multiple * multiple, picture.height() / multiple * multiple);
-    if width == 0 || height == 0 {
-        let (width, height) = (picture.width(), picture.height());
-        return Err(refuse("image", format!("is `{width} x {height}` pixels; use at least {multiple} x {multiple}")));
-    }
-    let picture = resize(&to_rgb(picture).into(), width, height, Filter::Lanczos).to_rgb8();
-    let values: Vec<f32> = picture.as_raw().iter().map(|&byte| 2.0 * (f32::from(byte) / 255.0) - 1.0).collect();
-    let values = Tensor::from_vec(values, (1, height as usize, width as usize, 3), &Device::Cpu)?;
-    Ok(values.permute((0, 3, 1, 2))?.contiguous()?.to_device(device)?)
+/// The pictures behind the handles of the argument `name`; `what` says what may stand there.
+pub(crate) fn pictures<'a>(
+    (name, what): (&str, &str),
+    arguments: &'a Arguments,
+    handles: &[ArtifactRef],
+) -> Result<Vec<&'a DynamicImage>> {
+    let picture = |handle: &ArtifactRef| match arguments.get(*handle) {
+        Some(Artifact::Image(picture)) => Ok(&**picture),
+        Some(other) => Err(refuse(name, format!("must be {what}, found {}", other.kind()))),
+        None => Err(refuse(name, "refers to a result that is not there any more")),
+    };
+    handles.iter().map(picture).collect()
 }
 
 /// How start pictures are encoded.
@@ -139,6 +172,8 @@ pub(crate) struct Encoding {
     pub(crate) scaling: Scaling,
     /// Whether an autoencoder that asks for it (`force_upcast`) encodes in float32.
     pub(crate) upcast: bool,
+    /// What a list of seeds samples: with true every picture of the result, with false every start picture.
+    pub(crate) for_each_picture: bool,
 }
 
 /// Clean latents for `pictures` pictures, in the denoiser's type. Draws the posterior's noise: for the start
@@ -153,25 +188,34 @@ pub(crate) fn clean_latents(
     let dtype = parts.unet()?.dtype();
     let latents = match start {
         Start::Latents(latents) => latents.to_dtype(dtype)?,
-        Start::Pixels(pixels) => {
-            let vae = parts.vae()?;
-            let wide =
-                (encoding.upcast && vae.config().force_upcast).then(|| vae.with_dtype(DType::F32)).transpose()?;
-            let vae = wide.as_ref().unwrap_or(vae);
-            let (mut mean, mut log_variance) = vae.encode(pixels)?;
-            if let Generators::Each(_) = generators {
-                (mean, log_variance) = (tiled(&mean, pictures)?, tiled(&log_variance, pictures)?);
-            }
-            let noise = generators.randn(mean.dims(), mean.dtype(), mean.device())?;
-            let sample = (&mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
-            scaled(&sample.to_dtype(dtype)?, vae.config(), encoding.scaling)?
-        }
+        Start::Pixels(pixels) => encoded(parts, pixels, pictures, encoding, generators)?,
     };
     tiled(&latents, pictures)
 }
 
+/// Pixels in -1 to 1 as latents in the denoiser's type, one sample of the posterior for each row of `pixels`, or for
+/// each of `pictures` where the encoding says so.
+pub(crate) fn encoded(
+    parts: &Parts,
+    pixels: &Tensor,
+    pictures: usize,
+    encoding: Encoding,
+    generators: &mut Generators,
+) -> Result<Tensor> {
+    let vae = parts.vae()?;
+    let wide = (encoding.upcast && vae.config().force_upcast).then(|| vae.with_dtype(DType::F32)).transpose()?;
+    let vae = wide.as_ref().unwrap_or(vae);
+    let (mut mean, mut log_variance) = vae.encode(pixels)?;
+    if encoding.for_each_picture && matches!(generators, Generators::Each(_)) {
+        (mean, log_variance) = (tiled(&mean, pictures)?, tiled(&log_variance, pictures)?);
+    }
+    let noise = generators.randn_first(mean.dims(), mean.dtype(), mean.device())?;
+    let sample = (&mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
+    scaled(&sample.to_dtype(parts.unet()?.dtype())?, vae.config(), encoding.scaling)
+}
+
 /// All rows, over and over, until there are `rows` of them.
-fn tiled(tensor: &Tensor, rows: usize) -> Result<Tensor> {
+pub(crate) fn tiled(tensor: &Tensor, rows: usize) -> Result<Tensor> {
     let have = tensor.dim(0)?;
     if have == 0 || !rows.is_multiple_of(have) {
         return Err(refuse(

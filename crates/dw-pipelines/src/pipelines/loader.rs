@@ -13,17 +13,23 @@ use serde_json::{Map, Value};
 use super::{
     adapt::Adapters,
     cache::ComponentCache,
-    components::{Component, Model, Parts, SchedulerSetup, SharedComponent},
+    components::{Component, Model, Parts, SchedulerSetup, SharedComponent, numbered},
 };
 use crate::{
     Error, Result, device,
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
-    models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel, config::without_nulls},
+    models::{
+        AutoencoderKl, ClipTextModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel, Unet2DConditionModel,
+        UnetConfig, config::without_nulls,
+    },
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     text::ClipTokenizer,
     weights::Weights,
 };
+
+const CONTROLNET: &str = "ControlNetModel";
+const CONTROLNET_UNION: &str = "ControlNetUnionModel";
 
 /// How many names of unused tensors a warning lists.
 const LISTED_NAMES: usize = 5;
@@ -39,6 +45,8 @@ pub(crate) enum Kind {
     Unet,
     /// An `AutoencoderKL`.
     Vae,
+    /// A `ControlNetModel` or `ControlNetUnionModel`; a step may list several.
+    ControlNet,
 }
 
 impl Kind {
@@ -49,6 +57,7 @@ impl Kind {
             Self::ClipText => &["CLIPTextModel", "CLIPTextModelWithProjection"],
             Self::Unet => &["UNet2DConditionModel"],
             Self::Vae => &["AutoencoderKL"],
+            Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
         }
     }
 }
@@ -62,7 +71,7 @@ pub(crate) struct Slot {
 
 /// A component that will be loaded, as far as it is known before its weights are read.
 struct Planned {
-    name: &'static str,
+    name: String,
     kind: Kind,
     class: String,
     key: String,
@@ -93,18 +102,18 @@ pub(crate) fn load(
     let mut planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = Vec::new();
     for slot in implementation.slots {
-        match planner.plan(*slot)? {
-            Some(origin) => origins.push((slot.name, origin)),
-            // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser.
-            None if slot.kind == Kind::Unet => {
-                let (class, name) = (implementation.class, slot.name);
-                return Err(Error::Unsupported(format!(
-                    "`{class}` needs the component `{name}`, which the model does not have or the step leaves out"
-                )));
-            }
-            None => {}
+        let planned = planner.plan(*slot)?;
+        // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser and what steers it.
+        if planned.is_empty() && matches!(slot.kind, Kind::Unet | Kind::ControlNet) {
+            let (class, name) = (implementation.class, slot.name);
+            return Err(Error::Unsupported(format!(
+                "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
+                 `{name}` to the step"
+            )));
         }
+        origins.extend(planned);
     }
+    check_family(&origins)?;
     let adapters = Adapters::find(request, hub, context)?;
     let mut components = read_all(origins, &request.device, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
@@ -164,6 +173,54 @@ fn scheduler_setup(
     Ok(setup)
 }
 
+/// Refuses ControlNets that were made for another family of models, before weights are read.
+fn check_family(origins: &[(String, Origin)]) -> Result<()> {
+    let mut unet = None;
+    for (name, origin) in origins {
+        let Some((kind, config)) = origin.unet_config()? else { continue };
+        if kind == Kind::Unet {
+            unet = Some(config);
+            continue;
+        }
+        let Some(unet) = &unet else { continue };
+        let (of_net, of_unet) = (&config.cross_attention_dim, &unet.cross_attention_dim);
+        let reason = if of_net != of_unet {
+            let show = |dim| serde_json::to_string(dim).unwrap_or_default();
+            format!("reads text of {} features, but the model's UNet reads {}", show(of_net), show(of_unet))
+        } else if config.block_out_channels != unet.block_out_channels {
+            let (net, unet) = (&config.block_out_channels, &unet.block_out_channels);
+            format!("has levels of {net:?} channels, but the model's UNet has {unet:?}")
+        } else if config.addition_embed_type != unet.addition_embed_type || config.in_channels != unet.out_channels {
+            "has other inputs than the model's UNet".to_owned()
+        } else {
+            continue;
+        };
+        return Err(Error::Unsupported(format!(
+            "component `{name}` {reason}; use a ControlNet made for this family of models"
+        )));
+    }
+    Ok(())
+}
+
+impl Origin {
+    /// What a UNet, or the UNet that a ControlNet was copied from, looks like; none for other components.
+    fn unet_config(&self) -> Result<Option<(Kind, UnetConfig)>> {
+        Ok(match self {
+            Self::Loaded(planned) => match planned.kind {
+                Kind::Unet => Some((Kind::Unet, planned.config()?)),
+                Kind::ControlNet => Some((Kind::ControlNet, planned.config::<ControlNetConfig>()?.unet)),
+                _ => None,
+            },
+            Self::Shared(component) => match &component.model {
+                Model::Unet(unet) => Some((Kind::Unet, unet.config().clone())),
+                Model::ControlNet(net) => Some((Kind::ControlNet, net.config().unet.clone())),
+                Model::ControlNetUnion(net) => Some((Kind::ControlNet, net.config().unet.clone())),
+                _ => None,
+            },
+        })
+    }
+}
+
 /// Decides for each component where it comes from.
 struct Planner<'a> {
     request: &'a PipelineRequest,
@@ -175,24 +232,32 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn plan(&mut self, slot: Slot) -> Result<Option<Origin>> {
+    /// The components for a slot, by name: none, one, or for ControlNets a list.
+    fn plan(&mut self, slot: Slot) -> Result<Vec<(String, Origin)>> {
         let name = slot.name;
+        let single = |origin: Origin| vec![(name.to_owned(), origin)];
         match self.request.components.get(name) {
-            Some(ComponentChoice::Omit) => Ok(None),
-            Some(ComponentChoice::Shared) => self.shared(slot).map(Origin::Shared).map(Some),
+            Some(ComponentChoice::Omit) => Ok(Vec::new()),
+            Some(ComponentChoice::Shared) => self.shared(slot).map(Origin::Shared).map(single),
             Some(ComponentChoice::Load(list)) => match list.as_slice() {
-                [component] => self.replacement(slot, component).map(Origin::Loaded).map(Some),
+                [component] => self.replacement(slot, component, 0).map(Origin::Loaded).map(single),
+                list if slot.kind == Kind::ControlNet => {
+                    let origin = |(at, component)| {
+                        Ok((numbered(name, at), Origin::Loaded(self.replacement(slot, component, at)?)))
+                    };
+                    list.iter().enumerate().map(origin).collect()
+                }
                 list => Err(Error::Unsupported(format!("component `{name}` takes one model, found {}", list.len()))),
             },
             None => {
                 // `[null, null]` stands for a component that the model does not have.
                 let Some(class) = self.index.pointer(&format!("/{name}/1")).and_then(Value::as_str) else {
-                    return Ok(None);
+                    return Ok(Vec::new());
                 };
                 let dtype = self.request.dtype.unwrap_or(DType::F32);
                 let variant = self.request.variant.as_deref();
                 let files = Arc::clone(&self.files);
-                self.planned(slot, class, files, name, variant, dtype).map(Origin::Loaded).map(Some)
+                self.planned((slot, 0), class, files, name, variant, dtype).map(Origin::Loaded).map(single)
             }
         }
     }
@@ -210,7 +275,7 @@ impl Planner<'_> {
         })
     }
 
-    fn replacement(&self, slot: Slot, component: &ComponentRequest) -> Result<Planned> {
+    fn replacement(&self, slot: Slot, component: &ComponentRequest, at: usize) -> Result<Planned> {
         let files = self.hub.open(&component.source, self.context)?;
         let (files, folder) = match files {
             // In a single file a component is found by its name, and the model tells what its shapes do not.
@@ -221,12 +286,12 @@ impl Planner<'_> {
         };
         let files = Arc::new(files);
         let dtype = component.dtype.or(self.request.dtype).unwrap_or(DType::F32);
-        self.planned(slot, &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
+        self.planned((slot, at), &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
     }
 
     fn planned(
         &self,
-        slot: Slot,
+        (slot, at): (Slot, usize),
         class: &str,
         files: Arc<ModelFiles>,
         folder: &str,
@@ -252,7 +317,7 @@ impl Planner<'_> {
         let device = device::name(&self.request.device);
         let key = format!("{class}|{}|{device}|{contents}", dtype.as_str());
         Ok(Planned {
-            name: slot.name,
+            name: numbered(slot.name, at),
             kind: slot.kind,
             class: class.to_owned(),
             key,
@@ -266,7 +331,7 @@ impl Planner<'_> {
 
 /// Takes components from the cache or reads them, and tells how far the reading is.
 fn read_all(
-    origins: Vec<(&'static str, Origin)>,
+    origins: Vec<(String, Origin)>,
     device: &Device,
     cache: &mut ComponentCache,
     context: Context<'_>,
@@ -282,8 +347,8 @@ fn read_all(
             }),
         };
         if let Some(component) = found {
-            context.events.emit(Event::Reused { component: name.into() });
-            components.insert(name.to_owned(), component);
+            context.events.emit(Event::Reused { component: name.clone() });
+            components.insert(name, component);
         }
     }
     let sizes = missing.iter().map(|planned| planned.weights.as_ref().map_or(Ok(0), WeightFiles::bytes));
@@ -294,10 +359,10 @@ fn read_all(
         let component = Arc::new(planned.read(device, before, total, context)?);
         if let Some(weights) = &planned.weights {
             before += weights.bytes()?;
-            context.events.emit(Event::Loading { component: planned.name.into(), bytes: before, total });
+            context.events.emit(Event::Loading { component: planned.name.clone(), bytes: before, total });
         }
         cache.insert(Arc::clone(&component));
-        components.insert(planned.name.to_owned(), component);
+        components.insert(planned.name, component);
     }
     Ok(components)
 }
@@ -317,7 +382,7 @@ impl Planned {
         };
         let mut progress = |read: u64| {
             context.cancel.check()?;
-            let component = self.name.to_owned();
+            let component = self.name.clone();
             context.events.emit(Event::Loading { component, bytes: (before + read).min(total), total });
             Ok(())
         };
@@ -344,6 +409,10 @@ impl Planned {
             Kind::ClipText => Model::ClipText(ClipTextModel::new(&self.config()?, weights)?),
             Kind::Unet => Model::Unet(Unet2DConditionModel::new(&self.config()?, weights)?),
             Kind::Vae => Model::Vae(AutoencoderKl::new(&self.config()?, weights)?),
+            Kind::ControlNet if self.class == CONTROLNET_UNION => {
+                Model::ControlNetUnion(ControlNetUnionModel::new(&self.config()?, weights)?)
+            }
+            Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
         })
     }
 
@@ -352,7 +421,7 @@ impl Planned {
         let path = sub(&self.folder, "config.json");
         let config = self.files.require_json(&path)?;
         if let Some(other) = config.get("_class_name").and_then(Value::as_str)
-            && !self.kind.classes().contains(&other)
+            && (!self.kind.classes().contains(&other) || (self.kind == Kind::ControlNet && other != self.class))
         {
             return Err(Error::BadFile {
                 path: self.files.place(&path),

@@ -8,17 +8,24 @@ mod adapt;
 pub mod arguments;
 mod cache;
 pub mod components;
+mod control;
 mod decode;
 mod denoise;
+mod fit;
 mod guidance;
 mod image_to_image;
+mod inpaint;
 mod learn;
 pub(crate) mod loader;
 mod prompt;
 pub(crate) mod stable_diffusion;
+pub(crate) mod stable_diffusion_controlnet;
 pub(crate) mod stable_diffusion_img2img;
+pub(crate) mod stable_diffusion_inpaint;
 pub(crate) mod stable_diffusion_xl;
+pub(crate) mod stable_diffusion_xl_controlnet;
 pub(crate) mod stable_diffusion_xl_img2img;
+pub(crate) mod stable_diffusion_xl_inpaint;
 pub mod text_to_image;
 mod unet;
 
@@ -35,7 +42,7 @@ pub(crate) use unet::Surroundings;
 use crate::{
     Error, Result,
     hub::{Hub, Need},
-    registry::{self, Implementation},
+    registry::{self, Implementation, Steering},
     request::{Context, PipelineRequest},
     rng::Generators,
 };
@@ -78,7 +85,7 @@ impl Pipeline {
             path: files.place("model_index.json"),
             reason: "is missing, so this is no complete model in the diffusers layout; correct the path".into(),
         })?;
-        let implementation = class.resolve(&index)?;
+        let implementation = class.resolve(&index, Steering::of(request))?;
         let parts = loader::load(request, implementation, Arc::new(files), index, (hub, cache), context)?;
         Ok(Self { implementation, parts, rescaled: None })
     }

@@ -12,13 +12,15 @@ use serde_json::Value;
 use super::{
     arguments::{group, group_schema, merged_schema, number, refuse_unknown, tensor},
     components::Parts,
+    control::ControlCall,
     decode::Scaling,
+    fit::Fit,
     guidance::Guidance,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
-    text_to_image::{Canvas, Generation, check_generators, one_for_each, refuse},
+    text_to_image::{Canvas, Generation, StartingNoise, check_generators, one_for_each, refuse},
     unet::{
         ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
-        stage_finished, starting_noise, timestep_cond,
+        size_like, stage_finished, starting_noise, timestep_cond,
     },
 };
 use crate::{Result, request::Context};
@@ -41,30 +43,52 @@ impl Default for GuidanceArguments {
 
 /// The arguments of the class.
 pub(crate) fn schema() -> Value {
-    let groups = [group_schema::<Generation>(), group_schema::<GuidanceArguments>(), group_schema::<Canvas>()];
+    let groups = [
+        group_schema::<Generation>(),
+        group_schema::<GuidanceArguments>(),
+        group_schema::<Canvas>(),
+        group_schema::<StartingNoise>(),
+    ];
     merged_schema("StableDiffusionPipeline", &groups)
 }
 
 /// One call.
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
+    generate(parts, arguments, None, surroundings)
+}
+
+/// One call of any text-to-image class of the family, with its defaults filled in.
+pub(crate) fn generate(
+    parts: &Parts,
+    arguments: &Arguments,
+    control: Option<ControlCall<'_>>,
+    surroundings: Surroundings<'_>,
+) -> Result<Entry> {
     let call: Generation = group(arguments)?;
     let canvas: Canvas = group(arguments)?;
     let GuidanceArguments { guidance_scale } = group(arguments)?;
     call.check(guidance_scale)?;
     check_parts(parts, &call)?;
-    let size = picture_size(parts, &canvas, 64)?;
+    let size = match &control {
+        Some(control) => size_like(parts, &canvas, control.picture_size(parts)?)?,
+        None => picture_size(parts, &canvas, 64)?,
+    };
     let prompts = Prompts::new(parts, &call, arguments)?;
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
+    control.as_ref().map_or(Ok(()), |control| control.check_prompts(prompts.count))?;
     let mut scheduler = parts.scheduler.create()?;
     set_timesteps(&mut *scheduler, &call)?;
 
-    let conditioned = condition(parts, &call, &prompts, guidance_scale, surroundings.context)?;
+    let schedule = (0, scheduler.timesteps().len());
+    let control = control.map(|control| control.prepare(parts, Fit::whole(size), prompts.counts(), schedule));
+    let mut conditioned = condition(parts, &call, &prompts, guidance_scale, surroundings.context)?;
+    conditioned.control = control.transpose()?;
     let sigma = scheduler.init_noise_sigma();
-    let latents = starting_noise(parts, arguments, &canvas, (pictures, size), surroundings.generators, sigma)?;
-    let indices = 0..scheduler.timesteps().len();
-    Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false }.run(
+    let latents = starting_noise(parts, arguments, (pictures, size), surroundings.generators, sigma)?;
+    let indices = schedule.0..schedule.1;
+    Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false, kept: None }.run(
         &conditioned,
         latents,
         &mut *scheduler,
@@ -90,6 +114,8 @@ pub(crate) fn condition<'a>(
         added: None,
         timestep_cond: timestep_cond(parts, guidance_scale, positive.dim(0)?)?,
         guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
+        surrounding: None,
+        control: None,
     };
     stage_finished(context, "encode prompt", started);
     Ok(conditioned)
@@ -128,6 +154,11 @@ impl<'a> Prompts<'a> {
             prompt_embeds,
             negative_prompt_embeds,
         })
+    }
+
+    /// How many prompts there are, and how many pictures of each.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.count, self.call.num_images_per_prompt)
     }
 
     /// Positive and (when guided) negative embeddings, `(pictures, tokens, features)`.

@@ -9,7 +9,9 @@ use serde_json::Value;
 use super::{
     arguments::{group, group_schema, merged_schema, number, refuse_unknown},
     components::Parts,
+    control::ControlCall,
     decode::Scaling,
+    fit::Fit,
     image_to_image::{Encoding, StartPictures, clean_latents, first_index, noisy_latents},
     stable_diffusion::{GuidanceArguments, Prompts, condition},
     text_to_image::{Generation, check_generators},
@@ -46,26 +48,41 @@ pub(crate) fn schema() -> Value {
 /// One call.
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
+    generate(parts, arguments, None, surroundings)
+}
+
+/// One call of any image-to-image class of the family, with its defaults filled in.
+pub(crate) fn generate(
+    parts: &Parts,
+    arguments: &Arguments,
+    control: Option<ControlCall<'_>>,
+    surroundings: Surroundings<'_>,
+) -> Result<Entry> {
     let call: Generation = group(arguments)?;
     let GuidanceArguments { guidance_scale } = group(arguments)?;
     let Strength { strength } = group(arguments)?;
     let start: StartPictures = group(arguments)?;
     call.check(guidance_scale)?;
     check_parts(parts, &call)?;
-    let start = start.read(parts, arguments)?;
+    let start = start.read(parts, arguments, &group(arguments)?)?;
     let prompts = Prompts::new(parts, &call, arguments)?;
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
+    control.as_ref().map_or(Ok(()), |control| control.check_prompts(prompts.count))?;
     let mut scheduler = parts.scheduler.create()?;
     set_timesteps(&mut *scheduler, &call)?;
     let first = first_index(&*scheduler, steps(&call), strength)?;
+    let schedule = (first, scheduler.timesteps().len());
+    let (size, _) = start.size(parts)?;
 
-    let conditioned = condition(parts, &call, &prompts, guidance_scale, surroundings.context)?;
-    let encoding = Encoding { scaling: Scaling::Factor, upcast: false };
+    let control = control.map(|control| control.prepare(parts, Fit::whole(size), prompts.counts(), schedule));
+    let mut conditioned = condition(parts, &call, &prompts, guidance_scale, surroundings.context)?;
+    conditioned.control = control.transpose()?;
+    let encoding = Encoding { scaling: Scaling::Factor, upcast: false, for_each_picture: true };
     let clean = clean_latents(parts, &start, pictures, encoding, surroundings.generators)?;
     let latents = noisy_latents(&clean, &*scheduler, first, surroundings.generators)?;
     let indices = first..scheduler.timesteps().len();
-    Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false }.run(
+    Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false, kept: None }.run(
         &conditioned,
         latents,
         &mut *scheduler,

@@ -15,13 +15,15 @@ use serde_json::Value;
 use super::{
     arguments::{Pair, Texts, group, group_schema, merged_schema, number, refuse_unknown, tensor},
     components::Parts,
+    control::ControlCall,
     decode::Scaling,
+    fit::Fit,
     guidance::Guidance,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
-    text_to_image::{Canvas, DenoisingEnd, Generation, check_generators, one_for_each, refuse},
+    text_to_image::{Canvas, DenoisingEnd, Generation, StartingNoise, check_generators, one_for_each, refuse},
     unet::{
         Added, ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
-        stage_finished, starting_noise, timestep_cond,
+        size_like, stage_finished, starting_noise, timestep_cond,
     },
 };
 use crate::{Error, Result, models::ClipTextOutput, request::Context, schedulers::Scheduler};
@@ -93,6 +95,7 @@ pub(crate) fn schema() -> Value {
     let groups = [
         group_schema::<Generation>(),
         group_schema::<Canvas>(),
+        group_schema::<StartingNoise>(),
         group_schema::<XlPrompts>(),
         group_schema::<SizeConditioning>(),
         group_schema::<DenoisingEnd>(),
@@ -103,6 +106,16 @@ pub(crate) fn schema() -> Value {
 /// One call.
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
+    generate(parts, arguments, None, surroundings)
+}
+
+/// One call of any text-to-image class of the family, with its defaults filled in.
+pub(crate) fn generate(
+    parts: &Parts,
+    arguments: &Arguments,
+    control: Option<ControlCall<'_>>,
+    surroundings: Surroundings<'_>,
+) -> Result<Entry> {
     let call: Generation = group(arguments)?;
     let canvas: Canvas = group(arguments)?;
     let xl: XlPrompts = group(arguments)?;
@@ -110,19 +123,26 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let DenoisingEnd { denoising_end } = group(arguments)?;
     call.check(xl.guidance_scale)?;
     check_parts(parts, &call)?;
-    let size = picture_size(parts, &canvas, 128)?;
+    let size = match &control {
+        Some(control) => size_like(parts, &canvas, control.picture_size(parts)?)?,
+        None => picture_size(parts, &canvas, 128)?,
+    };
     let prompts = Prompts::new(parts, &call, &xl, arguments)?;
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
+    control.as_ref().map_or(Ok(()), |control| control.check_prompts(prompts.count))?;
     let mut scheduler = parts.scheduler.create()?;
     set_timesteps(&mut *scheduler, &call)?;
     let indices = until(&*scheduler, 0, denoising_end)?;
 
     let time_ids = |guided| sizes.time_ids(size, guided, pictures);
-    let conditioned = condition(parts, &call, prompts, (xl.guidance_scale, &time_ids), surroundings.context)?;
+    let schedule = (indices.start, scheduler.timesteps().len());
+    let control = control.map(|control| control.prepare(parts, Fit::whole(size), prompts.counts(), schedule));
+    let mut conditioned = condition(parts, &call, prompts, (xl.guidance_scale, &time_ids), surroundings.context)?;
+    conditioned.control = control.transpose()?;
     let sigma = scheduler.init_noise_sigma();
-    let latents = starting_noise(parts, arguments, &canvas, (pictures, size), surroundings.generators, sigma)?;
-    Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true }.run(
+    let latents = starting_noise(parts, arguments, (pictures, size), surroundings.generators, sigma)?;
+    Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true, kept: None }.run(
         &conditioned,
         latents,
         &mut *scheduler,
@@ -153,6 +173,8 @@ pub(crate) fn condition<'a>(
         }),
         timestep_cond: timestep_cond(parts, guidance_scale, positive.embeds.dim(0)?)?,
         guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
+        surrounding: None,
+        control: None,
     };
     stage_finished(context, "encode prompt", started);
     Ok(conditioned)
@@ -259,6 +281,11 @@ impl<'a> Prompts<'a> {
             given: positive_given,
             negative_given,
         })
+    }
+
+    /// How many prompts there are, and how many pictures of each.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.count, self.call.num_images_per_prompt)
     }
 
     /// Positive and (when guided) negative embeddings.

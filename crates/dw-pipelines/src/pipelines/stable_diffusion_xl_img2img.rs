@@ -11,7 +11,9 @@ use serde_json::Value;
 use super::{
     arguments::{Pair, group, group_schema, merged_schema, number, optional_number, refuse_unknown},
     components::Parts,
+    control::ControlCall,
     decode::Scaling,
+    fit::Fit,
     image_to_image::{Encoding, StartPictures, clean_latents, first_index, noisy_latents},
     stable_diffusion_xl::{Prompts, SizeConditioning, XlPrompts, condition, cutoff, until},
     text_to_image::{DenoisingEnd, Generation, check_generators, refuse},
@@ -60,6 +62,16 @@ pub(crate) fn schema() -> Value {
 /// One call.
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
+    generate(parts, arguments, None, surroundings)
+}
+
+/// One call of any image-to-image class of the family, with its defaults filled in.
+pub(crate) fn generate(
+    parts: &Parts,
+    arguments: &Arguments,
+    control: Option<ControlCall<'_>>,
+    surroundings: Surroundings<'_>,
+) -> Result<Entry> {
     let call: Generation = group(arguments)?;
     let xl: XlPrompts = group(arguments)?;
     let sizes: SizeConditioning = group(arguments)?;
@@ -68,24 +80,28 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let start: StartPictures = group(arguments)?;
     call.check(xl.guidance_scale)?;
     check_parts(parts, &call)?;
-    let start = start.read(parts, arguments)?;
+    let start = start.read(parts, arguments, &group(arguments)?)?;
     let prompts = Prompts::new(parts, &call, &xl, arguments)?;
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
+    control.as_ref().map_or(Ok(()), |control| control.check_prompts(prompts.count))?;
     let mut scheduler = parts.scheduler.create()?;
     set_timesteps(&mut *scheduler, &call)?;
     let indices = refinement.indices(&*scheduler, steps(&call), denoising_end)?;
 
+    let schedule = (indices.start, scheduler.timesteps().len());
     let (size, _) = start.size(parts)?;
     let wants_score = parts.setting("requires_aesthetics_score", false);
     let time_ids = |guided| refinement.time_ids(&sizes, (size, wants_score), guided, pictures);
-    let conditioned = condition(parts, &call, prompts, (xl.guidance_scale, &time_ids), surroundings.context)?;
-    let encoding = Encoding { scaling: Scaling::Statistics, upcast: true };
+    let control = control.map(|control| control.prepare(parts, Fit::whole(size), prompts.counts(), schedule));
+    let mut conditioned = condition(parts, &call, prompts, (xl.guidance_scale, &time_ids), surroundings.context)?;
+    conditioned.control = control.transpose()?;
+    let encoding = Encoding { scaling: Scaling::Statistics, upcast: true, for_each_picture: true };
     let mut latents = clean_latents(parts, &start, pictures, encoding, surroundings.generators)?;
     if refinement.denoising_start.is_none() {
         latents = noisy_latents(&latents, &*scheduler, indices.start, surroundings.generators)?;
     }
-    Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true }.run(
+    Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true, kept: None }.run(
         &conditioned,
         latents,
         &mut *scheduler,
@@ -95,7 +111,12 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
 
 impl Refinement {
     /// Which timesteps are run.
-    fn indices(self, scheduler: &dyn Scheduler, steps: usize, denoising_end: Option<f64>) -> Result<Range<usize>> {
+    pub(crate) fn indices(
+        self,
+        scheduler: &dyn Scheduler,
+        steps: usize,
+        denoising_end: Option<f64>,
+    ) -> Result<Range<usize>> {
         let Some(start) = self.denoising_start else {
             return until(scheduler, first_index(scheduler, steps, self.strength)?, denoising_end);
         };
@@ -118,7 +139,7 @@ impl Refinement {
 
     /// The numbers for each row of the UNet's batch: sizes as in text to image, the score in the target size's
     /// place for refiners. Unlike there, the negative half comes whole.
-    fn time_ids(
+    pub(crate) fn time_ids(
         self,
         sizes: &SizeConditioning,
         (size, wants_score): ((usize, usize), bool),

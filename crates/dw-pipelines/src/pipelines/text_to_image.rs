@@ -91,18 +91,25 @@ impl Default for Generation {
     }
 }
 
-/// How large the picture is and what it starts from.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+/// How large the picture is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Canvas {
-    /// Height in pixels, a multiple of 8; the model's own size when not given.
+    /// Height in pixels, a multiple of 8; when not given the start picture's or the control picture's where the class
+    /// changes or follows one, else the model's own.
     #[serde(deserialize_with = "optional_positive")]
     #[schemars(range(min = 1))]
     pub height: Option<usize>,
-    /// Width in pixels, a multiple of 8; the model's own size when not given.
+    /// Width in pixels, a multiple of 8; when not given as for `height`.
     #[serde(deserialize_with = "optional_positive")]
     #[schemars(range(min = 1))]
     pub width: Option<usize>,
+}
+
+/// What the call starts from instead of drawn noise.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct StartingNoise {
     /// Starting noise instead of drawn noise: an array `(pictures, channels, height / 8, width / 8)`.
     pub latents: Option<ArtifactRef>,
 }

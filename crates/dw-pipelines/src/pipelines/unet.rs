@@ -11,12 +11,13 @@ use dw_core::{
 };
 
 use super::{
-    arguments::tensor,
+    arguments::{group, tensor},
     components::Parts,
+    control::Control,
     decode::{Scaling, decode, latent_artifact},
-    denoise::{Loop, Observer, initial_latents},
+    denoise::{Kept, Loop, Observer, initial_latents},
     guidance::{Guidance, guidance_embedding},
-    text_to_image::{Canvas, Generation, OutputType, refuse},
+    text_to_image::{Canvas, Generation, OutputType, StartingNoise, refuse},
 };
 use crate::{
     Error, Result,
@@ -57,25 +58,48 @@ pub(crate) struct ConditionedUnet<'a> {
     pub(crate) timestep_cond: Option<Tensor>,
     /// None when one prediction is enough.
     pub(crate) guidance: Option<Guidance>,
+    /// What inpainting models read after the latents in each step: mask and masked picture,
+    /// `(batch, channels + 1, height / 8, width / 8)`.
+    pub(crate) surrounding: Option<Tensor>,
+    /// The ControlNets that steer it.
+    pub(crate) control: Option<Control<'a>>,
 }
 
 impl ConditionedUnet<'_> {
-    /// The prediction for `latents`, `(batch, channels, height / 8, width / 8)`, of the same shape.
-    pub(crate) fn predict(&self, latents: &Tensor, timestep: f64) -> Result<Tensor> {
-        let sample = match self.guidance {
-            Some(_) => Tensor::cat(&[latents, latents], 0)?,
-            None => latents.clone(),
-        };
+    /// The prediction for `latents`, `(batch, channels, height / 8, width / 8)`, of the same shape. `index` is the
+    /// place of `timestep` in the schedule.
+    pub(crate) fn predict(&self, latents: &Tensor, timestep: f64, index: usize) -> Result<Tensor> {
+        let sample = self.doubled(latents)?;
         let added = self.added.as_ref();
-        let prediction = self.unet.forward(&UnetInput {
+        let input = UnetInput {
             added: added.map(|added| AddedConditions { text_embeds: &added.text_embeds, time_ids: &added.time_ids }),
             timestep_cond: self.timestep_cond.as_ref(),
             ..UnetInput::new(&sample, timestep, &self.encoder_hidden_states)
+        };
+        // ControlNets know nothing of inpainting: they see the latents alone.
+        let residuals = match &self.control {
+            Some(control) => control.residuals(input, index, self.guidance.is_some())?,
+            None => None,
+        };
+        let sample = match &self.surrounding {
+            Some(surrounding) => Tensor::cat(&[&sample, &self.doubled(surrounding)?], 1)?,
+            None => sample.clone(),
+        };
+        let prediction = self.unet.forward(&UnetInput {
+            sample: &sample,
+            down_residuals: residuals.as_ref().map(|residuals| residuals.down.as_slice()),
+            mid_residual: residuals.as_ref().map(|residuals| &residuals.mid),
+            ..input
         })?;
         match self.guidance {
             Some(guidance) => guidance.combine(&prediction),
             None => Ok(prediction),
         }
+    }
+
+    /// The same rows for both halves when both are predicted.
+    fn doubled(&self, rows: &Tensor) -> Result<Tensor> {
+        Ok(if self.guidance.is_some() { Tensor::cat(&[rows, rows], 0)? } else { rows.clone() })
     }
 }
 
@@ -99,6 +123,11 @@ pub(crate) fn scale_factor(parts: &Parts) -> usize {
     parts.vae().map_or(8, |vae| vae.config().scale_factor())
 }
 
+/// What the sides of a call's pictures must be multiples of.
+pub(crate) fn side_multiple(parts: &Parts) -> usize {
+    scale_factor(parts).max(8)
+}
+
 /// Height and width in pixels of a call; the UNet's training size when the call names none, and `fallback`
 /// latents when the UNet names none either.
 pub(crate) fn picture_size(parts: &Parts, canvas: &Canvas, fallback: usize) -> Result<(usize, usize)> {
@@ -108,7 +137,12 @@ pub(crate) fn picture_size(parts: &Parts, canvas: &Canvas, fallback: usize) -> R
         Some(OneOrMany::Many(sides)) if sides.len() == 2 => (sides[0], sides[1]),
         _ => (fallback, fallback),
     };
-    canvas.size((height * scale, width * scale), scale.max(8))
+    canvas.size((height * scale, width * scale), side_multiple(parts))
+}
+
+/// Height and width in pixels of a call whose pictures have a size of their own, by which it goes when it names none.
+pub(crate) fn size_like(parts: &Parts, canvas: &Canvas, own: (usize, usize)) -> Result<(usize, usize)> {
+    canvas.size(own, side_multiple(parts))
 }
 
 /// The noise a text-to-image call starts from, `(pictures, channels, height / 8, width / 8)`; `size` is
@@ -116,7 +150,6 @@ pub(crate) fn picture_size(parts: &Parts, canvas: &Canvas, fallback: usize) -> R
 pub(crate) fn starting_noise(
     parts: &Parts,
     arguments: &Arguments,
-    canvas: &Canvas,
     (pictures, size): (usize, (usize, usize)),
     generators: &mut Generators,
     sigma: f64,
@@ -124,8 +157,14 @@ pub(crate) fn starting_noise(
     let (unet, scale) = (parts.unet()?, scale_factor(parts));
     let shape = [pictures, unet.config().in_channels, size.0 / scale, size.1 / scale];
     let (dtype, device) = (unet.dtype(), &parts.device);
-    let given = canvas.latents.map(|handle| tensor(arguments, "latents", handle, dtype, device));
-    initial_latents(given.transpose()?, &shape, (dtype, device), generators, sigma)
+    initial_latents(given_noise(parts, arguments)?, &shape, (dtype, device), generators, sigma)
+}
+
+/// The noise that a call gives (`latents`), in the denoiser's type.
+pub(crate) fn given_noise(parts: &Parts, arguments: &Arguments) -> Result<Option<Tensor>> {
+    let StartingNoise { latents } = group(arguments)?;
+    let dtype = parts.unet()?.dtype();
+    latents.map(|handle| tensor(arguments, "latents", handle, dtype, &parts.device)).transpose()
 }
 
 /// The part of a call after prompts are encoded and the first latents are there.
@@ -137,6 +176,8 @@ pub(crate) struct Denoising<'a> {
     pub(crate) scaling: Scaling,
     /// Whether an autoencoder in float16 is widened for decoding.
     pub(crate) upcast: bool,
+    /// What inpainting brings back after each step.
+    pub(crate) kept: Option<Kept>,
 }
 
 impl Denoising<'_> {
@@ -151,8 +192,9 @@ impl Denoising<'_> {
         let Surroundings { generators, context, observer } = surroundings;
         let started = Instant::now();
         let options = StepOptions { eta: Some(self.call.eta), ..StepOptions::default() };
-        let denoising = Loop { scheduler, indices: self.indices, options, generators, context, observer };
-        let latents = denoising.run(latents, &mut |latents, timestep| unet.predict(latents, timestep))?;
+        let denoising =
+            Loop { scheduler, indices: self.indices, options, kept: self.kept, generators, context, observer };
+        let latents = denoising.run(latents, &mut |latents, timestep, index| unet.predict(latents, timestep, index))?;
         stage_finished(context, "denoise", started);
         if self.call.output_type == OutputType::Latent {
             return Ok(Entry::from(latent_artifact(&latents)?));
@@ -164,8 +206,10 @@ impl Denoising<'_> {
     }
 }
 
-/// Refuses what would otherwise only be found out after the prompts are encoded.
+/// Refuses what would otherwise only be found out after the prompts are encoded, and UNets that read more than the
+/// latents.
 pub(crate) fn check_parts(parts: &Parts, call: &Generation) -> Result<()> {
+    check_decoder(parts, call)?;
     let config = parts.unet()?.config();
     if config.in_channels != config.out_channels {
         return Err(Error::Unsupported(format!(
@@ -173,6 +217,11 @@ pub(crate) fn check_parts(parts: &Parts, call: &Generation) -> Result<()> {
             config.in_channels, config.out_channels
         )));
     }
+    Ok(())
+}
+
+/// Refuses a call for pictures when nothing can decode them.
+pub(crate) fn check_decoder(parts: &Parts, call: &Generation) -> Result<()> {
     if call.output_type == OutputType::Pil {
         parts.vae()?;
     }

@@ -128,10 +128,25 @@ impl Generators {
                 if generators.is_empty() || generators.len() != batch {
                     return Err(batch_mismatch(generators.len(), batch));
                 }
+                self.randn_first(shape, dtype, device)
+            }
+        }
+    }
+
+    /// As [`Self::randn`], for a batch that may be smaller than the list of generators: the first ones draw.
+    pub fn randn_first(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        match self {
+            Self::One(generator) => generator.randn(shape, dtype, device),
+            Self::Each(generators) => {
+                let batch = shape.first().copied().unwrap_or(0);
+                if batch == 0 || generators.len() < batch {
+                    return Err(batch_mismatch(generators.len(), batch));
+                }
                 let mut row = shape.to_vec();
                 row[0] = 1;
                 let rows = generators
                     .iter_mut()
+                    .take(batch)
                     .map(|generator| generator.randn(row.as_slice(), dtype, device))
                     .collect::<Result<Vec<_>>>()?;
                 Ok(Tensor::cat(&rows, 0)?)

@@ -181,6 +181,7 @@ fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Re
             .enumerate()
             .map(|(index, spec)| lora(index, spec, base_dir))
             .collect::<Result<Vec<_>>>()?,
+        prompt_weighting: description.configuration.prompt_weighting.unwrap_or(false),
     })
 }
 

@@ -120,6 +120,8 @@ pub struct PipelineRequest {
     pub scheduler: Option<SchedulerRequest>,
     /// LoRA files, in the order they are applied.
     pub loras: Vec<LoraRequest>,
+    /// Whether prompts are read as weighted (`(word:1.3)`, `[word]`, `BREAK`) and long ones encoded in chunks.
+    pub prompt_weighting: bool,
 }
 
 /// What goes with every long call: where events go and whether somebody asked to stop.

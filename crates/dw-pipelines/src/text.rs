@@ -4,10 +4,12 @@
 //! around it: begin and end marks, padding, truncation. Encoding ids into embeddings is left to the
 //! models, and how several encoders are combined to the pipelines.
 
+pub mod weighting;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 use crate::{Error, Result};
 
@@ -98,20 +100,38 @@ impl ClipTokenizer {
 
     /// The ids of `text`. Text that does not fit is cut off before the end mark and reported.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let encoding = self.tokenizer.encode(text, false).map_err(|error| Error::Argument {
-            name: "prompt".into(),
-            reason: format!("cannot be tokenized: {error}"),
-        })?;
-        let room = self.max_length.saturating_sub(2);
+        let encoding = self.split(text)?;
+        let room = self.room();
         let kept = &encoding.get_ids()[..room.min(encoding.len())];
         let lost =
             encoding.get_offsets().get(room).map(|&(start, _)| text.get(start..).unwrap_or(text).trim().to_owned());
-        let mut ids = Vec::with_capacity(self.max_length);
-        ids.push(self.begin);
-        ids.extend_from_slice(kept);
-        ids.push(self.end);
-        ids.resize(self.max_length, self.pad);
-        Ok(Tokens { ids, lost })
+        Ok(Tokens { ids: self.framed(kept), lost })
+    }
+
+    /// The ids of `text` alone: no marks, no padding, nothing cut off.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.split(text)?.get_ids().to_vec())
+    }
+
+    /// How many ids have room between the marks.
+    pub fn room(&self) -> usize {
+        self.max_length.saturating_sub(2)
+    }
+
+    /// Begin mark, `ids` (at most [`Self::room`] of them), end mark and padding.
+    pub fn framed(&self, ids: &[u32]) -> Vec<u32> {
+        let mut framed = Vec::with_capacity(self.max_length);
+        framed.push(self.begin);
+        framed.extend_from_slice(ids);
+        framed.push(self.end);
+        framed.resize(self.max_length, self.pad);
+        framed
+    }
+
+    fn split(&self, text: &str) -> Result<Encoding> {
+        self.tokenizer
+            .encode(text, false)
+            .map_err(|error| Error::Argument { name: "prompt".into(), reason: format!("cannot be tokenized: {error}") })
     }
 }
 

@@ -109,6 +109,7 @@ impl Stage<'_> {
             components: BTreeMap::new(),
             scheduler: self.scheduler(),
             loras: Vec::new(),
+            prompt_weighting: false,
         }
     }
 

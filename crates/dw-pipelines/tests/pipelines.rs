@@ -42,6 +42,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         components: BTreeMap::new(),
         scheduler: None,
         loras: Vec::new(),
+        prompt_weighting: false,
     }
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Parts {
     pub(crate) dtype: DType,
     /// `model_index.json`, which holds a few settings of the pipeline itself.
     pub(crate) index: Value,
+    /// Whether prompts are read as weighted.
+    pub(crate) prompt_weighting: bool,
 }
 
 impl Parts {

@@ -112,6 +112,7 @@ pub(crate) fn load(
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
+        prompt_weighting: request.prompt_weighting,
     })
 }
 

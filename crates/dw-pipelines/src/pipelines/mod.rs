@@ -19,6 +19,7 @@ pub(crate) mod stable_diffusion_xl;
 pub(crate) mod stable_diffusion_xl_img2img;
 pub mod text_to_image;
 mod unet;
+mod weighting;
 
 use std::sync::Arc;
 

@@ -23,6 +23,7 @@ use super::{
         Added, ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
         stage_finished, starting_noise, timestep_cond,
     },
+    weighting::Chunks,
 };
 use crate::{Error, Result, models::ClipTextOutput, request::Context, schedulers::Scheduler};
 
@@ -265,16 +266,17 @@ impl<'a> Prompts<'a> {
     fn encode(self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
         let mut truncations = Truncations::new(context);
         let skip = self.call.clip_skip.unwrap_or(0);
+        let chunks = self.chunks(guided)?;
         let positive = match (self.given, &self.positive) {
             (Some(given), _) => given,
-            (None, Some(texts)) => embed(self.parts, texts, skip, &mut truncations)?,
+            (None, Some(texts)) => embed(self.parts, texts, skip, (chunks, &mut truncations))?,
             (None, None) => return Err(refuse("prompt", "is missing")),
         };
         let negative = match (self.negative_given, &self.negative) {
             _ if !guided => None,
             (Some(given), _) => Some(given),
             // The reference leaves the negative prompt's layer alone.
-            (None, Some(texts)) => Some(embed(self.parts, texts, 0, &mut truncations)?),
+            (None, Some(texts)) => Some(embed(self.parts, texts, 0, (chunks, &mut truncations))?),
             (None, None) => {
                 Some(Embeddings { embeds: positive.embeds.zeros_like()?, pooled: positive.pooled.zeros_like()? })
             }
@@ -285,6 +287,23 @@ impl<'a> Prompts<'a> {
         }
         let times = self.call.num_images_per_prompt;
         Ok((positive.repeated(times)?, negative.map(|negative| negative.repeated(times)).transpose()?))
+    }
+
+    /// How many chunks each prompt is encoded in, by both encoders, when prompts are weighted.
+    fn chunks(&self, guided: bool) -> Result<Option<Chunks>> {
+        if !self.parts.prompt_weighting {
+            return Ok(None);
+        }
+        let positive = self.positive.as_ref().filter(|_| self.given.is_none());
+        let negative = self.negative.as_ref().filter(|_| guided && self.negative_given.is_none());
+        let mut chunks = Chunks::default();
+        for (name, texts) in [("prompt", positive), ("negative_prompt", negative)] {
+            let Some(texts) = texts else { continue };
+            for (texts, encoder) in texts.iter().zip(encoders(self.parts)?) {
+                chunks.make_room(name, texts, encoder.tokenizer)?;
+            }
+        }
+        Ok(Some(chunks))
     }
 }
 
@@ -308,23 +327,37 @@ fn given_embeddings(
     }
 }
 
+/// The text encoders that are there, in order. The first of them gets the first prompt: a refiner, which has
+/// the second one only, does not look at `prompt_2`.
+fn encoders(parts: &Parts) -> Result<Vec<TextEncoder<'_>>> {
+    let mut encoders = Vec::new();
+    for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
+        encoders.extend(parts.text_encoder(encoder, tokenizer)?.map(TextEncoder::from));
+    }
+    Ok(encoders)
+}
+
 /// Both encoders' states side by side, and the pooled state of the encoder that projects one. `skip` more
 /// layers than the usual one are left out.
 fn embed(
     parts: &Parts,
     texts: &[Vec<String>; 2],
     skip: usize,
-    truncations: &mut Truncations<'_>,
+    (chunks, truncations): (Option<Chunks>, &mut Truncations<'_>),
 ) -> Result<Embeddings> {
     let mut states = Vec::new();
     let mut pooled = None;
-    for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
-        let Some(encoder) = parts.text_encoder(encoder, tokenizer)?.map(TextEncoder::from) else { continue };
-        // The first encoder there is gets the first prompt: a refiner, which has the second one only, does not
-        // look at `prompt_2`.
-        let output: ClipTextOutput = encoder.encode(&texts[states.len()], truncations)?;
-        states.push(hidden_state(&output, skip + 1)?.to_dtype(parts.dtype)?);
-        pooled = pooled.or(output.text_embeds);
+    let state = |output: &ClipTextOutput| Ok(hidden_state(output, skip + 1)?.to_dtype(parts.dtype)?);
+    for (texts, encoder) in texts.iter().zip(encoders(parts)?) {
+        if let Some(chunks) = chunks {
+            let encoded = encoder.encode_weighted(texts, chunks, &state)?;
+            states.push(encoded.states);
+            pooled = pooled.or(encoded.pooled);
+        } else {
+            let output = encoder.encode(texts, truncations)?;
+            states.push(state(&output)?);
+            pooled = pooled.or(output.text_embeds);
+        }
     }
     let Some(pooled) = pooled else {
         return Err(refuse(

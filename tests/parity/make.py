@@ -15,7 +15,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-MODELS = ["sd15", "sdxl", "sdxl-refiner", "sdxl-controlnet-a", "sdxl-controlnet-union", "sdxl-ip-adapter/models/image_encoder"]
+MODELS = ["sd15", "sdxl", "sdxl-refiner", "sdxl-controlnet-a", "sdxl-controlnet-union", "sdxl-ip-adapter"]
 
 # Files of a model that no test reads: `tokenizer.json` says the same.
 LEFT_OUT = {("sdxl", "vocab.json"), ("sdxl", "merges.txt")}
@@ -78,10 +78,11 @@ CALLS = [
     "sdxl_i2i*",
     "sdxl_refiner_i2i",
     "sdxl_base_refiner_ensemble",
+    "sdxl_ip_adapter*",
 ]
 
 # The pictures that these calls start from.
-INPUTS = ["scene_64x64.png", "scene_96x64.png", "photo_75x53.png"]
+INPUTS = ["scene_64x64.png", "scene2_64x64.png", "scene_96x64.png", "photo_75x53.png"]
 
 
 def read(path):

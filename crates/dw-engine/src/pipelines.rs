@@ -9,13 +9,14 @@ use dw_core::{
     artifact::Entry,
     plan::{PipelineStep, PlannedStep, ReferenceStep},
     seed::Seed,
-    workflow::{Component, Dtype, FromPretrained, Lora, NumberOrText},
+    workflow::{Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText},
 };
 use dw_pipelines::{
     Error, Result,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        ComponentChoice, ComponentRequest, Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest,
+        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
+        PipelineRequest, SchedulerRequest,
     },
     rng::{Generators, NoiseDialect},
 };
@@ -182,6 +183,7 @@ fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Re
             .map(|(index, spec)| lora(index, spec, base_dir))
             .collect::<Result<Vec<_>>>()?,
         prompt_weighting: description.configuration.prompt_weighting.unwrap_or(false),
+        ip_adapters: description.ip_adapters.iter().map(|spec| ip_adapter(spec, base_dir)).collect::<Result<_>>()?,
     })
 }
 
@@ -243,6 +245,21 @@ fn lora(index: usize, spec: &Lora, base_dir: &Path) -> Result<LoraRequest> {
         subfolder: spec.subfolder.clone(),
         adapter_name: spec.adapter_name.clone().unwrap_or_else(|| index.to_string()),
         scale: spec.scale.as_ref().map_or(Ok(1.0), |scale| number("loras.scale", scale))?,
+    })
+}
+
+fn ip_adapter(spec: &IpAdapter, base_dir: &Path) -> Result<IpAdapterRequest> {
+    let revision = spec.rest.get("revision").and_then(Value::as_str);
+    let image_encoder_folder = match spec.rest.get("image_encoder_folder") {
+        None => Some("image_encoder".to_owned()),
+        Some(folder) => folder.as_str().map(str::to_owned),
+    };
+    Ok(IpAdapterRequest {
+        source: ModelSource::named(&spec.model_name, revision, base_dir),
+        weight_name: spec.weight_name.clone(),
+        subfolder: spec.subfolder.clone(),
+        image_encoder_folder,
+        scale: IpAdapterScale::from_json(spec.scale.as_ref().unwrap_or(&Value::Null))?,
     })
 }
 

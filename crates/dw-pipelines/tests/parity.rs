@@ -18,7 +18,7 @@ use dw_core::{
 use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{Context, ModelSource, PipelineRequest, SchedulerRequest},
+    request::{Context, IpAdapterRequest, IpAdapterScale, ModelSource, PipelineRequest, SchedulerRequest},
     rng::{Generators, NoiseDialect},
     weights::Weights,
 };
@@ -98,6 +98,18 @@ impl Stage<'_> {
         })
     }
 
+    fn ip_adapter(&self) -> Option<IpAdapterRequest> {
+        let given = self.given["load"].get("ip_adapter")?;
+        let text = |key: &str| given[key].as_str().map(str::to_owned);
+        Some(IpAdapterRequest {
+            source: ModelSource::Folder(fixtures().join(text("path").expect("a folder"))),
+            weight_name: text("weight_name"),
+            subfolder: text("subfolder"),
+            image_encoder_folder: Some("image_encoder".into()),
+            scale: IpAdapterScale::from_json(&given["scale"]).expect("a scale"),
+        })
+    }
+
     fn request(&self) -> PipelineRequest {
         let base = self.given["load"]["base"].as_str().expect("a model folder");
         PipelineRequest {
@@ -110,6 +122,7 @@ impl Stage<'_> {
             scheduler: self.scheduler(),
             loras: Vec::new(),
             prompt_weighting: false,
+            ip_adapters: self.ip_adapter().into_iter().collect(),
         }
     }
 
@@ -125,14 +138,15 @@ impl Stage<'_> {
     fn arguments(&self, before: &[Entry]) -> Arguments {
         let values = self.given["call"].as_object().expect("arguments").clone();
         let mut arguments = Arguments { values, ..Arguments::default() };
-        if let Some(image) = arguments.values.get_mut("image") {
+        for (handle, name) in (0..).zip(["image", "ip_adapter_image"]) {
+            let Some(image) = arguments.values.get_mut(name) else { continue };
             let artifact = match (image.get("$image").and_then(Value::as_str), image["$stage"].as_u64()) {
                 (Some(path), _) => Artifact::image(picture::load(&fixtures().join(path)).expect("a picture")),
                 (None, Some(stage)) => before[stage as usize].artifacts[0].clone(),
                 (None, None) => panic!("{image} is neither a picture nor an earlier result"),
             };
-            *image = ArtifactRef(0).to_value();
-            arguments.artifacts.insert(0, artifact);
+            *image = ArtifactRef(handle).to_value();
+            arguments.artifacts.insert(handle, artifact);
         }
         arguments
     }
@@ -243,4 +257,9 @@ fn image_to_image_draws_the_reference_pictures() {
 #[test]
 fn a_refiner_goes_on_with_the_latents_of_a_base_model() {
     check(&["sdxl_base_refiner_ensemble"], 1);
+}
+
+#[test]
+fn pictures_are_prompts_as_the_reference_has_it() {
+    check(&["sdxl_ip_adapter"], 2);
 }

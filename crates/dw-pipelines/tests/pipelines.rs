@@ -43,6 +43,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         scheduler: None,
         loras: Vec::new(),
         prompt_weighting: false,
+        ip_adapters: Vec::new(),
     }
 }
 

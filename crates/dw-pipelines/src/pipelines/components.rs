@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value};
 
+use super::ip_adapter::IpAdapters;
 use crate::{
     Error, Result,
-    models::{AutoencoderKl, ClipTextModel, Unet2DConditionModel},
+    models::{AutoencoderKl, ClipTextModel, ClipVisionModel, Unet2DConditionModel},
     schedulers::{self, Scheduler},
     text::ClipTokenizer,
 };
@@ -18,6 +19,8 @@ pub enum Model {
     Tokenizer(ClipTokenizer),
     /// Token ids to embeddings.
     ClipText(ClipTextModel),
+    /// Pictures to embeddings.
+    ClipVision(ClipVisionModel),
     /// The denoiser.
     Unet(Unet2DConditionModel),
     /// Latents to pictures and back.
@@ -69,6 +72,8 @@ pub(crate) struct Parts {
     pub(crate) index: Value,
     /// Whether prompts are read as weighted.
     pub(crate) prompt_weighting: bool,
+    /// None when no step asks for one.
+    pub(crate) ip_adapters: Option<IpAdapters>,
 }
 
 impl Parts {
@@ -88,6 +93,15 @@ impl Parts {
         match self.components.get("vae").map(|component| &component.model) {
             Some(Model::Vae(vae)) => Ok(vae),
             other => Err(self.unusable("vae", other.is_some())),
+        }
+    }
+
+    /// The image encoder of the IP-Adapters; none when it is left out.
+    pub(crate) fn image_encoder(&self) -> Result<Option<&ClipVisionModel>> {
+        match self.components.get("image_encoder").map(|component| &component.model) {
+            Some(Model::ClipVision(encoder)) => Ok(Some(encoder)),
+            Some(_) => Err(self.unusable("image_encoder", true)),
+            None => Ok(None),
         }
     }
 

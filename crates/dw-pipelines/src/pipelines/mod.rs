@@ -6,11 +6,14 @@
 
 pub mod arguments;
 mod cache;
+mod clip_pixels;
 pub mod components;
 mod decode;
 mod denoise;
 mod guidance;
+mod image_prompt;
 mod image_to_image;
+mod ip_adapter;
 pub(crate) mod loader;
 mod prompt;
 pub(crate) mod stable_diffusion;

@@ -14,6 +14,7 @@ use super::{
     components::Parts,
     decode::Scaling,
     guidance::Guidance,
+    image_prompt::ImagePromptInputs,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
     text_to_image::{Canvas, Generation, check_generators, one_for_each, refuse},
     unet::{
@@ -90,6 +91,7 @@ pub(crate) fn condition<'a>(
         encoder_hidden_states: batch(negative.as_ref(), &positive, unet.dtype())?,
         added: None,
         timestep_cond: timestep_cond(parts, guidance_scale, positive.dim(0)?)?,
+        image_prompts: prompts.images.prompts(guided, positive.dim(0)?)?,
         guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
     };
     stage_finished(context, "encode prompt", started);
@@ -100,6 +102,7 @@ pub(crate) fn condition<'a>(
 pub(crate) struct Prompts<'a> {
     call: &'a Generation,
     is_weighted: bool,
+    images: ImagePromptInputs<'a>,
     encoder: Option<TextEncoder<'a>>,
     /// How many prompts there are.
     pub(crate) count: usize,
@@ -125,6 +128,12 @@ impl<'a> Prompts<'a> {
         Ok(Self {
             call,
             is_weighted: parts.prompt_weighting,
+            images: ImagePromptInputs::read(
+                parts,
+                arguments,
+                call.ip_adapter_image.as_ref(),
+                call.ip_adapter_image_embeds.as_ref(),
+            )?,
             encoder: parts.text_encoder("text_encoder", "tokenizer")?.map(TextEncoder::from),
             count,
             negative: one_for_each("negative_prompt", call.negative_prompt.as_ref(), count)?,

@@ -17,6 +17,7 @@ use super::{
     components::Parts,
     decode::Scaling,
     guidance::Guidance,
+    image_prompt::ImagePromptInputs,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
     text_to_image::{Canvas, DenoisingEnd, Generation, check_generators, one_for_each, refuse},
     unet::{
@@ -153,6 +154,7 @@ pub(crate) fn condition<'a>(
             time_ids: Tensor::new(time_ids(guided), device)?.to_dtype(dtype)?,
         }),
         timestep_cond: timestep_cond(parts, guidance_scale, positive.embeds.dim(0)?)?,
+        image_prompts: prompts.images.prompts(guided, positive.embeds.dim(0)?)?,
         guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
     };
     stage_finished(context, "encode prompt", started);
@@ -202,6 +204,7 @@ impl SizeConditioning {
 }
 
 /// Embeddings of prompts, one row for each picture.
+#[derive(Clone)]
 pub(crate) struct Embeddings {
     /// `(pictures, tokens, features)`.
     embeds: Tensor,
@@ -219,6 +222,7 @@ impl Embeddings {
 pub(crate) struct Prompts<'a> {
     parts: &'a Parts,
     call: &'a Generation,
+    images: ImagePromptInputs<'a>,
     /// How many prompts there are.
     pub(crate) count: usize,
     /// For each encoder, in order.
@@ -254,6 +258,12 @@ impl<'a> Prompts<'a> {
         Ok(Self {
             parts,
             call,
+            images: ImagePromptInputs::read(
+                parts,
+                arguments,
+                call.ip_adapter_image.as_ref(),
+                call.ip_adapter_image_embeds.as_ref(),
+            )?,
             count,
             positive: both("prompt", call.prompt.as_ref(), xl.prompt_2.as_ref())?,
             negative: both("negative_prompt", negative, xl.negative_prompt_2.as_ref())?,
@@ -263,18 +273,18 @@ impl<'a> Prompts<'a> {
     }
 
     /// Positive and (when guided) negative embeddings.
-    fn encode(self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
+    fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
         let mut truncations = Truncations::new(context);
         let skip = self.call.clip_skip.unwrap_or(0);
         let chunks = self.chunks(guided)?;
-        let positive = match (self.given, &self.positive) {
-            (Some(given), _) => given,
+        let positive = match (&self.given, &self.positive) {
+            (Some(given), _) => given.clone(),
             (None, Some(texts)) => embed(self.parts, texts, skip, (chunks, &mut truncations))?,
             (None, None) => return Err(refuse("prompt", "is missing")),
         };
-        let negative = match (self.negative_given, &self.negative) {
+        let negative = match (&self.negative_given, &self.negative) {
             _ if !guided => None,
-            (Some(given), _) => Some(given),
+            (Some(given), _) => Some(given.clone()),
             // The reference leaves the negative prompt's layer alone.
             (None, Some(texts)) => Some(embed(self.parts, texts, 0, (chunks, &mut truncations))?),
             (None, None) => {

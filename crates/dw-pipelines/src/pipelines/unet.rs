@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{AddedConditions, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
+    models::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
     request::Context,
     rng::Generators,
     schedulers::{Scheduler, StepOptions},
@@ -55,6 +55,8 @@ pub(crate) struct ConditionedUnet<'a> {
     pub(crate) added: Option<Added>,
     /// The guidance embedding of distilled models, `(batch, width)`.
     pub(crate) timestep_cond: Option<Tensor>,
+    /// What attention sees of pictures, one row for each row of the text.
+    pub(crate) image_prompts: Option<ImagePrompts>,
     /// None when one prediction is enough.
     pub(crate) guidance: Option<Guidance>,
 }
@@ -70,6 +72,7 @@ impl ConditionedUnet<'_> {
         let prediction = self.unet.forward(&UnetInput {
             added: added.map(|added| AddedConditions { text_embeds: &added.text_embeds, time_ids: &added.time_ids }),
             timestep_cond: self.timestep_cond.as_ref(),
+            image_prompts: self.image_prompts.as_ref(),
             ..UnetInput::new(&sample, timestep, &self.encoder_hidden_states)
         })?;
         match self.guidance {

@@ -145,9 +145,8 @@ fn projection(text_dim: usize, weights: &Weights) -> Result<(Projection, usize)>
         let proj = weights.pp("proj").linear(width, tokens * text_dim, true)?;
         return Ok((Projection::Plain { proj, norm: weights.pp("norm").layer_norm(text_dim, EPS)?, tokens }, width));
     }
-    if weights.contains("perceiver_resampler.proj_in.weight")
-        || size("proj.0.weight", 1).is_some_and(|_| weights.contains("norm.weight"))
-    {
+    let is_face_projection = weights.contains("proj.0.weight") && weights.contains("norm.weight");
+    if is_face_projection || weights.contains("perceiver_resampler.proj_in.weight") {
         return Err(Error::Unsupported(format!(
             "`{}` is a FaceID adapter, which reads faces instead of pictures; use a plain, plus or full IP-Adapter",
             weights.origin()

@@ -2,7 +2,10 @@
 //!
 //! What pictures say to them in a call is [`super::image_prompt`]'s part.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{DType, Device};
 use serde_json::{Map, Value};
@@ -44,7 +47,7 @@ impl ScaledAdapter {
 pub(crate) struct Found<'a> {
     request: &'a IpAdapterRequest,
     pub(crate) files: Arc<ModelFiles>,
-    file: std::path::PathBuf,
+    file: PathBuf,
 }
 
 impl<'a> Found<'a> {

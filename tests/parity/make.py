@@ -23,7 +23,7 @@ MODELS = [
     "sdxl-controlnet-a",
     "sdxl-controlnet-b",
     "sdxl-controlnet-union",
-    "sdxl-ip-adapter/models/image_encoder",
+    "sdxl-ip-adapter",
 ]
 
 # Files of a model that no test reads: `tokenizer.json` says the same.
@@ -100,11 +100,13 @@ CALLS = [
     "sdxl_inpaint4*",
     "sd15_controlnet",
     "sdxl_controlnet*",
+    "sdxl_ip_adapter*",
 ]
 
 # The pictures that these calls start from.
 INPUTS = [
     "scene_64x64.png",
+    "scene2_64x64.png",
     "scene_96x64.png",
     "scene_128x128.png",
     "photo_75x53.png",

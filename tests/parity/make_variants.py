@@ -171,6 +171,85 @@ def make_clip():
     save("clip-end", model, case)
 
 
+def make_ip_adapters():
+    """A plus and a full IP-Adapter on one UNet, in the layout of their files; two pictures, scales 0.7 and 0.3."""
+    unet = randomize(UNet2DConditionModel(**BASE))
+    plus = {
+        "latents": noise(10, 1, 3, 64),
+        "proj_in.weight": noise(11, 64, 10) / 3,
+        "proj_in.bias": noise(12, 64) / 5,
+        "proj_out.weight": noise(13, 12, 64) / 8,
+        "proj_out.bias": noise(14, 12) / 5,
+        "norm_out.weight": 1 + noise(15, 12) / 5,
+        "norm_out.bias": noise(16, 12) / 5,
+    }
+    for layer in range(4):
+        for i, (key, shape) in enumerate(
+            [
+                ("0.norm1.weight", (64,)),
+                ("0.norm1.bias", (64,)),
+                ("0.norm2.weight", (64,)),
+                ("0.norm2.bias", (64,)),
+                ("0.to_q.weight", (64, 64)),
+                ("0.to_kv.weight", (128, 64)),
+                ("0.to_out.weight", (64, 64)),
+                ("1.0.weight", (64,)),
+                ("1.0.bias", (64,)),
+                ("1.1.weight", (256, 64)),
+                ("1.3.weight", (64, 256)),
+            ]
+        ):
+            value = noise(20 + 20 * layer + i, *shape)
+            plus[f"layers.{layer}.{key}"] = value / shape[-1] ** 0.5 if len(shape) > 1 else 1 + value / 5
+    full = {
+        "proj.0.weight": noise(70, 10, 10) / 3,
+        "proj.0.bias": noise(71, 10) / 5,
+        "proj.2.weight": noise(72, 12, 10) / 3,
+        "proj.2.bias": noise(73, 12) / 5,
+        "proj.3.weight": 1 + noise(74, 12) / 5,
+        "proj.3.bias": noise(75, 12) / 5,
+    }
+    widths = [p.hidden_size for p in ip_layers(unet)]
+    features = noise(5, 2, 2, 6, 10)
+    case = {"sample": noise(1, 2, 4, 8, 6), "text": noise(2, 2, 9, 12), "features": features}
+    states = []
+    for at, projection in enumerate([plus, full]):
+        keys = {}
+        for i, width in enumerate(widths):
+            for j, part in enumerate(["to_k_ip", "to_v_ip"]):
+                keys[f"{2 * i + 1}.{part}.weight"] = noise(100 + 50 * at + 2 * i + j, width, 12) / 3
+        # Stored in half precision, and computed with exactly those numbers.
+        groups = {"image_proj": projection, "ip_adapter": keys}
+        tensors = {f"{group}.{key}": value.half() for group, values in groups.items() for key, value in values.items()}
+        states.append({group: {key: value.half().float() for key, value in values.items()} for group, values in groups.items()})
+        (HERE / "ip-adapters").mkdir(exist_ok=True)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, HERE / "ip-adapters" / f"{['plus', 'full'][at]}.safetensors")
+    unet._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+    for processor in unet.attn_processors.values():
+        if hasattr(processor, "scale"):
+            processor.scale = [0.7, 0.3]
+    case["out"] = unet(
+        case["sample"],
+        421.0,
+        case["text"],
+        added_cond_kwargs={"image_embeds": [features, features]},
+        return_dict=False,
+    )[0]
+    plain = randomize(UNet2DConditionModel(**BASE))
+    save("ip-adapters/unet", plain, case)
+
+
+def ip_layers(unet):
+    """The attention layers that look at the text, as the library orders them, with their width."""
+    from types import SimpleNamespace
+
+    return [
+        SimpleNamespace(hidden_size=unet.get_submodule(name.removesuffix(".processor")).to_q.out_features)
+        for name in unet.attn_processors
+        if "attn2" in name
+    ]
+
+
 def save(name, model, case):
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -185,3 +264,4 @@ if __name__ == "__main__":
             make_unet(name, settings)
         make_vae()
         make_clip()
+        make_ip_adapters()

@@ -9,14 +9,14 @@ use dw_core::{
     artifact::Entry,
     plan::{PipelineStep, PlannedStep, ReferenceStep},
     seed::Seed,
-    workflow::{Component, Dtype, FromPretrained, Lora, NumberOrText, TextualInversion},
+    workflow::{Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, TextualInversion},
 };
 use dw_pipelines::{
     Error, Result,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        ComponentChoice, ComponentRequest, Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest,
-        TextualInversionRequest,
+        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
+        PipelineRequest, SchedulerRequest, TextualInversionRequest,
     },
     rng::{Generators, NoiseDialect},
 };
@@ -183,6 +183,8 @@ fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Re
             .map(|(index, spec)| lora(index, spec, base_dir))
             .collect::<Result<Vec<_>>>()?,
         textual_inversions: description.textual_inversions.iter().map(|spec| learned(spec, base_dir)).collect(),
+        prompt_weighting: description.configuration.prompt_weighting.unwrap_or(false),
+        ip_adapters: description.ip_adapters.iter().map(|spec| ip_adapter(spec, base_dir)).collect::<Result<_>>()?,
     })
 }
 
@@ -256,6 +258,21 @@ fn learned(spec: &TextualInversion, base_dir: &Path) -> TextualInversionRequest 
         token: spec.token.clone(),
         text_encoder: spec.text_encoder.clone(),
     }
+}
+
+fn ip_adapter(spec: &IpAdapter, base_dir: &Path) -> Result<IpAdapterRequest> {
+    let revision = spec.rest.get("revision").and_then(Value::as_str);
+    let image_encoder_folder = match spec.rest.get("image_encoder_folder") {
+        None => Some("image_encoder".to_owned()),
+        Some(folder) => folder.as_str().map(str::to_owned),
+    };
+    Ok(IpAdapterRequest {
+        source: ModelSource::named(&spec.model_name, revision, base_dir),
+        weight_name: spec.weight_name.clone(),
+        subfolder: spec.subfolder.clone(),
+        image_encoder_folder,
+        scale: IpAdapterScale::from_json(spec.scale.as_ref().unwrap_or(&Value::Null))?,
+    })
 }
 
 fn number(name: &str, value: &NumberOrText) -> Result<f64> {

@@ -113,20 +113,22 @@ const fn slot(name: &'static str, kind: Kind) -> Slot {
     Slot { name, kind }
 }
 
-static STABLE_DIFFUSION_SLOTS: [Slot; 4] = [
+static STABLE_DIFFUSION_SLOTS: [Slot; 5] = [
     slot("tokenizer", Kind::Tokenizer),
     slot("text_encoder", Kind::ClipText),
     slot("unet", Kind::Unet),
     slot("vae", Kind::Vae),
+    slot("image_encoder", Kind::ClipVision),
 ];
 
-static STABLE_DIFFUSION_XL_SLOTS: [Slot; 6] = [
+static STABLE_DIFFUSION_XL_SLOTS: [Slot; 7] = [
     slot("tokenizer", Kind::Tokenizer),
     slot("text_encoder", Kind::ClipText),
     slot("tokenizer_2", Kind::Tokenizer),
     slot("text_encoder_2", Kind::ClipText),
     slot("unet", Kind::Unet),
     slot("vae", Kind::Vae),
+    slot("image_encoder", Kind::ClipVision),
 ];
 
 static STABLE_DIFFUSION_CONTROL_SLOTS: [Slot; 5] = with_controlnet(&STABLE_DIFFUSION_SLOTS);

@@ -9,6 +9,8 @@ use candle_core::{DType, Device};
 use dw_core::{cancel::CancellationToken, event::EventSink};
 use serde_json::{Map, Value};
 
+use crate::{Error, Result};
+
 /// Where a model's files come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
@@ -166,6 +168,54 @@ pub struct TextualInversionRequest {
     pub text_encoder: Option<String>,
 }
 
+/// How strongly an IP-Adapter acts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum IpAdapterScale {
+    /// The same everywhere.
+    Everywhere(f64),
+    /// By block of the UNet: `{"down": {"block_2": [0.0, 1.0]}, "mid": 1.0, "up": 0.5}`; what is not named is 0.
+    ByBlock(Map<String, Value>),
+}
+
+impl IpAdapterScale {
+    /// Reads a number (or text that holds one), an object by block, or a list with one such entry; null is 1.
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let wrong = || Error::Argument {
+            name: "ip_adapter.scale".into(),
+            reason: format!("must be a number, numbers by block, or a list with one of them, found `{value}`"),
+        };
+        match value {
+            Value::Null => Ok(Self::Everywhere(1.0)),
+            Value::Object(blocks) => Ok(Self::ByBlock(blocks.clone())),
+            Value::Array(list) => match list.as_slice() {
+                [one] if !one.is_array() => Self::from_json(one),
+                _ => Err(wrong()),
+            },
+            Value::String(text) => {
+                let number = text.trim().parse().ok().filter(|number: &f64| number.is_finite());
+                number.map(Self::Everywhere).ok_or_else(wrong)
+            }
+            other => other.as_f64().map(Self::Everywhere).ok_or_else(wrong),
+        }
+    }
+}
+
+/// An IP-Adapter to load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IpAdapterRequest {
+    /// Folder or repository.
+    pub source: ModelSource,
+    /// The file inside it; when none, the only `.safetensors` there.
+    pub weight_name: Option<String>,
+    /// A folder inside the source.
+    pub subfolder: Option<String>,
+    /// Where the image encoder lies: a folder of `subfolder`, or with a slash in its name of the source. None when
+    /// none is to be read, because the call gives embeddings.
+    pub image_encoder_folder: Option<String>,
+    /// How strongly it acts.
+    pub scale: IpAdapterScale,
+}
+
 /// Which pipeline to load.
 #[derive(Clone, Debug)]
 pub struct PipelineRequest {
@@ -187,6 +237,10 @@ pub struct PipelineRequest {
     pub loras: Vec<LoraRequest>,
     /// Words with learned vectors.
     pub textual_inversions: Vec<TextualInversionRequest>,
+    /// Whether prompts are read as weighted (`(word:1.3)`, `[word]`, `BREAK`) and long ones encoded in chunks.
+    pub prompt_weighting: bool,
+    /// IP-Adapters; a call shows each of them pictures.
+    pub ip_adapters: Vec<IpAdapterRequest>,
 }
 
 /// What goes with every long call: where events go and whether somebody asked to stop.

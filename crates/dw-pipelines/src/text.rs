@@ -4,6 +4,8 @@
 //! around it: begin and end marks, padding, truncation. Encoding ids into embeddings is left to the
 //! models, and how several encoders are combined to the pipelines.
 
+pub mod weighting;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -119,25 +121,45 @@ impl ClipTokenizer {
 
     /// The ids of `text`. Text that does not fit is cut off before the end mark and reported.
     pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let spread = self.spread(text)?;
+        let room = self.room();
+        let lost = spread.get(room).map(|&(_, start)| text.get(start..).unwrap_or(text).trim().to_owned());
+        let kept: Vec<u32> = spread.iter().take(room).map(|&(id, _)| id).collect();
+        Ok(Tokens { ids: self.framed(&kept), lost })
+    }
+
+    /// The ids of `text` alone: no marks, no padding, nothing cut off.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.spread(text)?.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// How many ids have room between the marks.
+    pub fn room(&self) -> usize {
+        self.max_length.saturating_sub(2)
+    }
+
+    /// Begin mark, `ids` (at most [`Self::room`] of them), end mark and padding.
+    pub fn framed(&self, ids: &[u32]) -> Vec<u32> {
+        let mut framed = Vec::with_capacity(self.max_length);
+        framed.push(self.begin);
+        framed.extend_from_slice(ids);
+        framed.push(self.end);
+        framed.resize(self.max_length, self.pad);
+        framed
+    }
+
+    /// The ids of `text` with the byte each begins at; a learned word is all of its ids.
+    fn spread(&self, text: &str) -> Result<Vec<(u32, usize)>> {
         let encoding = self.tokenizer.encode(text, false).map_err(|error| Error::Argument {
             name: "prompt".into(),
             reason: format!("cannot be tokenized: {error}"),
         })?;
-        let room = self.max_length.saturating_sub(2);
         let found = encoding.get_ids().iter().zip(encoding.get_offsets());
-        let spread: Vec<(u32, usize)> = found
-            .flat_map(|(&id, &(start, _))| {
-                let count = self.learned.get(&id).copied().unwrap_or(1);
-                (id..id + count).map(move |id| (id, start))
-            })
-            .collect();
-        let lost = spread.get(room).map(|&(_, start)| text.get(start..).unwrap_or(text).trim().to_owned());
-        let mut ids = Vec::with_capacity(self.max_length);
-        ids.push(self.begin);
-        ids.extend(spread.iter().take(room).map(|&(id, _)| id));
-        ids.push(self.end);
-        ids.resize(self.max_length, self.pad);
-        Ok(Tokens { ids, lost })
+        let spread = found.flat_map(|(&id, &(start, _))| {
+            let count = self.learned.get(&id).copied().unwrap_or(1);
+            (id..id + count).map(move |id| (id, start))
+        });
+        Ok(spread.collect())
     }
 }
 

@@ -62,6 +62,8 @@ fn xl(loras: Vec<LoraRequest>) -> PipelineRequest {
         scheduler: None,
         loras,
         textual_inversions: Vec::new(),
+        prompt_weighting: false,
+        ip_adapters: Vec::new(),
     }
 }
 
@@ -165,6 +167,8 @@ fn a_learned_word_changes_only_prompts_that_use_it() {
     let mut cache = ComponentCache::new(None);
     let request = PipelineRequest {
         textual_inversions: vec![word("sdxl_ti_clip_l", "<obj>", None), word("sdxl_ti_clip_g", "<obj>", None)],
+        prompt_weighting: false,
+        ip_adapters: Vec::new(),
         ..xl(Vec::new())
     };
     let mut drawn = |request: &PipelineRequest, prompt: &str| {

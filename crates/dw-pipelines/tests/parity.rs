@@ -19,8 +19,8 @@ use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        ComponentChoice, ComponentRequest, Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest,
-        TextualInversionRequest,
+        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
+        PipelineRequest, SchedulerRequest, TextualInversionRequest,
     },
     rng::{Generators, NoiseDialect},
     weights::Weights,
@@ -118,6 +118,18 @@ impl Stage<'_> {
         given.into_iter().flatten().map(|(name, given)| (name.clone(), ComponentChoice::Load(list(given)))).collect()
     }
 
+    fn ip_adapter(&self) -> Option<IpAdapterRequest> {
+        let given = self.given["load"].get("ip_adapter")?;
+        let text = |key: &str| given[key].as_str().map(str::to_owned);
+        Some(IpAdapterRequest {
+            source: ModelSource::Folder(fixtures().join(text("path").expect("a folder"))),
+            weight_name: text("weight_name"),
+            subfolder: text("subfolder"),
+            image_encoder_folder: Some("image_encoder".into()),
+            scale: IpAdapterScale::from_json(&given["scale"]).expect("a scale"),
+        })
+    }
+
     fn request(&self) -> PipelineRequest {
         let base = self.given["load"]["base"].as_str().expect("a model folder");
         PipelineRequest {
@@ -130,6 +142,8 @@ impl Stage<'_> {
             scheduler: self.scheduler(),
             loras: self.loras(),
             textual_inversions: self.textual_inversions(),
+            prompt_weighting: false,
+            ip_adapters: self.ip_adapter().into_iter().collect(),
         }
     }
 
@@ -174,7 +188,7 @@ impl Stage<'_> {
     fn arguments(&self, before: &[Entry]) -> Arguments {
         let values = self.given["call"].as_object().expect("arguments").clone();
         let mut arguments = Arguments { values, ..Arguments::default() };
-        for name in ["image", "mask_image", "control_image"] {
+        for name in ["image", "mask_image", "control_image", "ip_adapter_image"] {
             let Some(mut value) = arguments.values.remove(name) else { continue };
             let items = match &mut value {
                 Value::Array(items) => items.as_mut_slice(),
@@ -325,4 +339,9 @@ fn lora_files_of_every_dialect_change_the_picture_as_in_the_reference() {
 #[test]
 fn learned_words_draw_the_reference_picture() {
     check(&["sdxl_textual_inversion"], 1);
+}
+
+#[test]
+fn pictures_are_prompts_as_the_reference_has_it() {
+    check(&["sdxl_ip_adapter"], 2);
 }

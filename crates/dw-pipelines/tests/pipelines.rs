@@ -43,6 +43,8 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         scheduler: None,
         loras: Vec::new(),
         textual_inversions: Vec::new(),
+        prompt_weighting: false,
+        ip_adapters: Vec::new(),
     }
 }
 

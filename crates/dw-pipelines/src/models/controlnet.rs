@@ -151,7 +151,8 @@ impl ControlNetModel {
         let time = self.trunk.time.forward(&input.unet, self.dtype)?;
         let sample = self.trunk.embed(&input.unet.sample.to_dtype(self.dtype)?)?;
         let sample = (sample + self.condition.forward(&input.condition.to_dtype(self.dtype)?)?)?;
-        let (mid, skips) = self.trunk.forward(&sample, Conditioning { time: &time, text: &text })?;
+        let (mid, skips) =
+            self.trunk.forward(&sample, Conditioning { time: &time, text: &text, image_prompts: None })?;
         let output = self.heads.forward(&mid, &skips)?;
         let is_pooled = self.config.condition.global_pool_conditions;
         let count = skips.len() + 1;

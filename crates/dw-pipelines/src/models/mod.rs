@@ -8,6 +8,7 @@ pub mod clip;
 pub mod clip_vision;
 pub mod config;
 pub mod controlnet;
+pub mod ip_adapter;
 pub mod unet;
 pub mod vae;
 
@@ -17,5 +18,6 @@ pub use controlnet::{
     ConditionConfig, ControlNetConfig, ControlNetInput, ControlNetModel, ControlNetOutput, ControlNetUnionConfig,
     ControlNetUnionInput, ControlNetUnionModel,
 };
-pub use unet::{AddedConditions, Unet2DConditionModel, UnetConfig, UnetInput};
+pub use ip_adapter::{ImageFeatures, IpAdapter};
+pub use unet::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

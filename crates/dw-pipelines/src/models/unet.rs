@@ -6,15 +6,19 @@
 mod blocks;
 mod conditioning;
 mod config;
+mod image_prompt;
 mod transformer;
 
 use candle_core::{DType, Device, Tensor};
 
 pub(crate) use self::blocks::Conditioning;
-pub use self::config::UnetConfig;
 use self::{
     blocks::{DownBlock, MidBlock, UpBlock},
     conditioning::TimeConditioning,
+};
+pub use self::{
+    config::UnetConfig,
+    image_prompt::{CrossAttentionLayer, ImageBranch, ImagePrompts},
 };
 use crate::{
     Error, Result,
@@ -50,6 +54,8 @@ pub struct UnetInput<'a> {
     pub down_residuals: Option<&'a [Tensor]>,
     /// ControlNet's addition to the middle.
     pub mid_residual: Option<&'a Tensor>,
+    /// What attention to the text sees of pictures.
+    pub image_prompts: Option<&'a ImagePrompts>,
 }
 
 impl<'a> UnetInput<'a> {
@@ -64,6 +70,7 @@ impl<'a> UnetInput<'a> {
             class_labels: None,
             down_residuals: None,
             mid_residual: None,
+            image_prompts: None,
         }
     }
 }
@@ -124,7 +131,7 @@ impl Unet2DConditionModel {
         self.check(input)?;
         let text = input.encoder_hidden_states.to_dtype(self.dtype)?;
         let time = self.trunk.time.forward(input, self.dtype)?;
-        let conditioning = Conditioning { time: &time, text: &text };
+        let conditioning = Conditioning { time: &time, text: &text, image_prompts: input.image_prompts };
         let sample = self.trunk.embed(&input.sample.to_dtype(self.dtype)?)?;
         let (mut x, mut skips) = self.trunk.forward(&sample, conditioning)?;
         add_residuals(&mut skips, input.down_residuals)?;

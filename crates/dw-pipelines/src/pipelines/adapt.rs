@@ -175,7 +175,11 @@ pub(super) fn rebuilt(
             config.vocab_size = ClipTextModel::words(&weights).unwrap_or(config.vocab_size);
             Model::ClipText(ClipTextModel::new(&config, weights.clone())?)
         }
-        Model::Tokenizer(_) | Model::Vae(_) => {
+        Model::Tokenizer(_)
+        | Model::ClipVision(_)
+        | Model::Vae(_)
+        | Model::ControlNet(_)
+        | Model::ControlNetUnion(_) => {
             return Err(Error::Unsupported(format!("a `{}` takes no adapters", component.class)));
         }
     };

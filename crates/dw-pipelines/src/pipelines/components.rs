@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Device};
 use serde_json::{Map, Value};
 
-use super::adapt::Adapters;
+use super::{adapt::Adapters, ip_adapter::IpAdapters};
 use crate::{
     Error, Result,
     models::{
-        AutoencoderKl, ClipTextModel, ConditionConfig, ControlNetModel, ControlNetUnionModel, Unet2DConditionModel,
+        AutoencoderKl, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
+        Unet2DConditionModel,
     },
     schedulers::{self, Scheduler},
     text::ClipTokenizer,
@@ -22,6 +23,8 @@ pub enum Model {
     Tokenizer(ClipTokenizer),
     /// Token ids to embeddings.
     ClipText(ClipTextModel),
+    /// Pictures to embeddings.
+    ClipVision(ClipVisionModel),
     /// The denoiser.
     Unet(Unet2DConditionModel),
     /// Latents to pictures and back.
@@ -111,6 +114,10 @@ pub(crate) struct Parts {
     pub(crate) dtype: DType,
     /// `model_index.json`, which holds a few settings of the pipeline itself.
     pub(crate) index: Value,
+    /// Whether prompts are read as weighted.
+    pub(crate) prompt_weighting: bool,
+    /// None when no step asks for one.
+    pub(crate) ip_adapters: Option<Arc<IpAdapters>>,
 }
 
 impl Parts {
@@ -144,6 +151,15 @@ impl Parts {
         });
         let models = models.collect::<Result<Vec<_>>>()?;
         if models.is_empty() { Err(self.unusable(name, false)) } else { Ok(models) }
+    }
+
+    /// The image encoder of the IP-Adapters; none when it is left out.
+    pub(crate) fn image_encoder(&self) -> Result<Option<&ClipVisionModel>> {
+        match self.components.get("image_encoder").map(|component| &component.model) {
+            Some(Model::ClipVision(encoder)) => Ok(Some(encoder)),
+            Some(_) => Err(self.unusable("image_encoder", true)),
+            None => Ok(None),
+        }
     }
 
     /// The text encoder with its tokenizer; none when the model has no such encoder.

@@ -13,14 +13,16 @@ use serde_json::{Map, Value};
 use super::{
     adapt::Adapters,
     cache::ComponentCache,
+    clip_pixels::ClipPixels,
     components::{Component, Model, Parts, SchedulerSetup, SharedComponent, numbered},
+    ip_adapter::{Found, IpAdapters, check_encoder},
 };
 use crate::{
     Error, Result, device,
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
-        AutoencoderKl, ClipTextModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel, Unet2DConditionModel,
-        UnetConfig, config::without_nulls,
+        AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
+        Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
@@ -41,6 +43,8 @@ pub(crate) enum Kind {
     Tokenizer,
     /// A CLIP text encoder.
     ClipText,
+    /// A CLIP image encoder.
+    ClipVision,
     /// A `UNet2DConditionModel`.
     Unet,
     /// An `AutoencoderKL`.
@@ -55,6 +59,7 @@ impl Kind {
         match self {
             Self::Tokenizer => &["CLIPTokenizer", "CLIPTokenizerFast"],
             Self::ClipText => &["CLIPTextModel", "CLIPTextModelWithProjection"],
+            Self::ClipVision => &["CLIPVisionModelWithProjection"],
             Self::Unet => &["UNet2DConditionModel"],
             Self::Vae => &["AutoencoderKL"],
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
@@ -99,6 +104,8 @@ pub(crate) fn load(
 ) -> Result<Parts> {
     check_names(request, implementation)?;
     let scheduler = scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?;
+    let found: Vec<Found> =
+        request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let mut planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = Vec::new();
     for slot in implementation.slots {
@@ -114,10 +121,14 @@ pub(crate) fn load(
         origins.extend(planned);
     }
     check_family(&origins)?;
+    if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
+        origins.push((planned.name.clone(), Origin::Loaded(planned)));
+    }
+    let pixels = planner.clip_pixels(&found)?;
     let adapters = Adapters::find(request, hub, context)?;
     let mut components = read_all(origins, &request.device, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
-    Ok(Parts {
+    let mut parts = Parts {
         class: implementation.class,
         components,
         adapters,
@@ -125,7 +136,11 @@ pub(crate) fn load(
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
-    })
+        prompt_weighting: request.prompt_weighting,
+        ip_adapters: None,
+    };
+    parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
+    Ok(parts)
 }
 
 /// Refuses replacements for components that the class does not have. Leaving such a component out is fine:
@@ -262,6 +277,41 @@ impl Planner<'_> {
         }
     }
 
+    /// The image encoder that comes with the first adapter that has one, unless the pipeline has its own or the
+    /// step leaves it out.
+    fn own_image_encoder(&self, found: &[Found<'_>], origins: &[(String, Origin)]) -> Result<Option<Planned>> {
+        let slot = Slot { name: "image_encoder", kind: Kind::ClipVision };
+        let is_settled =
+            self.request.components.contains_key(slot.name) || origins.iter().any(|(name, _)| name == slot.name);
+        let Some((adapter, folder)) = found.iter().find_map(|found| Some((found, found.image_encoder()?))) else {
+            return Ok(None);
+        };
+        if is_settled {
+            return Ok(None);
+        }
+        let dtype = self.request.dtype.unwrap_or(DType::F32);
+        let files = Arc::clone(&adapter.files);
+        let planned = self.planned((slot, 0), "CLIPVisionModelWithProjection", files, &folder, None, dtype);
+        planned.map(Some).map_err(|error| match error {
+            Error::Cancelled(_) => error,
+            other => Error::Unsupported(format!(
+                "the IP-Adapter needs an image encoder, and `{folder}` holds none ({other}); name its folder as \
+                 `image_encoder_folder` of the IP-Adapter, or load a component `image_encoder`"
+            )),
+        })
+    }
+
+    /// How the model prepares pictures for CLIP.
+    fn clip_pixels(&self, found: &[Found<'_>]) -> Result<ClipPixels> {
+        let class = self.index.pointer("/feature_extractor/1").and_then(Value::as_str);
+        if found.is_empty() || class.is_none_or(|class| !class.starts_with("CLIP")) {
+            return Ok(ClipPixels::new(None));
+        }
+        self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
+        let config = self.files.read_json("feature_extractor/preprocessor_config.json")?;
+        Ok(ClipPixels::new(config.as_ref()))
+    }
+
     fn shared(&self, slot: Slot) -> Result<SharedComponent> {
         let name = slot.name;
         self.cache.shared(name).ok_or_else(|| {
@@ -327,6 +377,28 @@ impl Planner<'_> {
             dtype,
         })
     }
+}
+
+/// Reads the adapters that were found; none when there are none.
+fn read_ip_adapters(
+    parts: &Parts,
+    found: &[Found<'_>],
+    pixels: ClipPixels,
+    context: Context<'_>,
+) -> Result<Option<IpAdapters>> {
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let (unet, encoder) = (parts.unet()?, parts.image_encoder()?);
+    let mut adapters = Vec::with_capacity(found.len());
+    for found in found {
+        let scaled = found.read(unet.config(), (unet.dtype(), unet.device()), context)?;
+        if let Some(encoder) = encoder {
+            check_encoder(&scaled.adapter, encoder.config())?;
+        }
+        adapters.push(scaled);
+    }
+    Ok(Some(IpAdapters { adapters, pixels }))
 }
 
 /// Takes components from the cache or reads them, and tells how far the reading is.
@@ -407,6 +479,7 @@ impl Planned {
         Ok(match self.kind {
             Kind::Tokenizer => Model::Tokenizer(self.tokenizer()?),
             Kind::ClipText => Model::ClipText(ClipTextModel::new(&self.config()?, weights)?),
+            Kind::ClipVision => Model::ClipVision(ClipVisionModel::new(&self.config()?, weights)?),
             Kind::Unet => Model::Unet(Unet2DConditionModel::new(&self.config()?, weights)?),
             Kind::Vae => Model::Vae(AutoencoderKl::new(&self.config()?, weights)?),
             Kind::ControlNet if self.class == CONTROLNET_UNION => {

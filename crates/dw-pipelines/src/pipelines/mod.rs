@@ -7,14 +7,17 @@
 mod adapt;
 pub mod arguments;
 mod cache;
+mod clip_pixels;
 pub mod components;
 mod control;
 mod decode;
 mod denoise;
 mod fit;
 mod guidance;
+mod image_prompt;
 mod image_to_image;
 mod inpaint;
+mod ip_adapter;
 mod learn;
 pub(crate) mod loader;
 mod prompt;
@@ -28,6 +31,7 @@ pub(crate) mod stable_diffusion_xl_img2img;
 pub(crate) mod stable_diffusion_xl_inpaint;
 pub mod text_to_image;
 mod unet;
+mod weighting;
 
 use std::sync::Arc;
 

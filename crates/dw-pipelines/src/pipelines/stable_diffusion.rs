@@ -16,14 +16,16 @@ use super::{
     decode::Scaling,
     fit::Fit,
     guidance::Guidance,
+    image_prompt::ImagePromptInputs,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
     text_to_image::{Canvas, Generation, StartingNoise, check_generators, one_for_each, refuse},
     unet::{
         ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
         size_like, stage_finished, starting_noise, timestep_cond,
     },
+    weighting::Chunks,
 };
-use crate::{Result, request::Context};
+use crate::{Result, models::ClipTextOutput, request::Context};
 
 /// How strongly the prompt is followed.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
@@ -113,6 +115,7 @@ pub(crate) fn condition<'a>(
         encoder_hidden_states: batch(negative.as_ref(), &positive, unet.dtype())?,
         added: None,
         timestep_cond: timestep_cond(parts, guidance_scale, positive.dim(0)?)?,
+        image_prompts: prompts.images.prompts(guided, positive.dim(0)?)?,
         guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
         surrounding: None,
         control: None,
@@ -124,6 +127,8 @@ pub(crate) fn condition<'a>(
 /// What is to be encoded, checked.
 pub(crate) struct Prompts<'a> {
     call: &'a Generation,
+    is_weighted: bool,
+    images: ImagePromptInputs<'a>,
     encoder: Option<TextEncoder<'a>>,
     /// How many prompts there are.
     pub(crate) count: usize,
@@ -148,6 +153,13 @@ impl<'a> Prompts<'a> {
         }
         Ok(Self {
             call,
+            is_weighted: parts.prompt_weighting,
+            images: ImagePromptInputs::read(
+                parts,
+                arguments,
+                call.ip_adapter_image.as_ref(),
+                call.ip_adapter_image_embeds.as_ref(),
+            )?,
             encoder: parts.text_encoder("text_encoder", "tokenizer")?.map(TextEncoder::from),
             count,
             negative: one_for_each("negative_prompt", call.negative_prompt.as_ref(), count)?,
@@ -164,20 +176,22 @@ impl<'a> Prompts<'a> {
     /// Positive and (when guided) negative embeddings, `(pictures, tokens, features)`.
     fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let mut truncations = Truncations::new(context);
+        let negative_texts = match (&self.negative_prompt_embeds, guided) {
+            (None, true) => Some(self.negative.clone().unwrap_or_else(|| vec![String::new(); self.count])),
+            _ => None,
+        };
+        let chunks = self.chunks(negative_texts.as_deref())?;
         let positive = match (&self.prompt_embeds, &self.call.prompt) {
             (None, Some(prompt)) => {
-                self.embed("prompt_embeds", prompt.list(), self.call.clip_skip, &mut truncations)?
+                self.embed("prompt_embeds", prompt.list(), self.call.clip_skip, (chunks, &mut truncations))?
             }
             (embeds, _) => embeds.clone().ok_or_else(|| refuse("prompt", "is missing"))?,
         };
-        let negative = match &self.negative_prompt_embeds {
+        let negative = match negative_texts {
             _ if !guided => None,
-            Some(embeds) => Some(embeds.clone()),
-            None => {
-                let texts = self.negative.clone().unwrap_or_else(|| vec![String::new(); self.count]);
-                // The reference leaves the negative prompt's layer alone.
-                Some(self.embed("negative_prompt_embeds", &texts, None, &mut truncations)?)
-            }
+            // The reference leaves the negative prompt's layer alone.
+            Some(texts) => Some(self.embed("negative_prompt_embeds", &texts, None, (chunks, &mut truncations))?),
+            None => self.negative_prompt_embeds.clone(),
         };
         if let Some(negative) = &negative {
             same_shape("negative_prompt_embeds", &positive, negative)?;
@@ -187,20 +201,34 @@ impl<'a> Prompts<'a> {
         Ok((repeat_rows(&positive, times)?, negative))
     }
 
+    /// How many chunks each prompt is encoded in when prompts are weighted.
+    fn chunks(&self, negative: Option<&[String]>) -> Result<Option<Chunks>> {
+        let Some(encoder) = self.encoder.filter(|_| self.is_weighted) else { return Ok(None) };
+        let mut chunks = Chunks::default();
+        if let (None, Some(prompt)) = (&self.prompt_embeds, &self.call.prompt) {
+            chunks.make_room("prompt", prompt.list(), encoder.tokenizer)?;
+        }
+        chunks.make_room("negative_prompt", negative.unwrap_or_default(), encoder.tokenizer)?;
+        Ok(Some(chunks))
+    }
+
     fn embed(
         &self,
         instead: &str,
         texts: &[String],
         clip_skip: Option<usize>,
-        truncations: &mut Truncations<'_>,
+        (chunks, truncations): (Option<Chunks>, &mut Truncations<'_>),
     ) -> Result<Tensor> {
         let Some(encoder) = self.encoder else {
             return Err(refuse(instead, "is needed, because the text encoder is left out"));
         };
-        let output = encoder.encode(texts, truncations)?;
-        match clip_skip {
-            None => Ok(output.last_hidden_state),
-            Some(skip) => encoder.model.final_layer_norm(hidden_state(&output, skip)?),
+        let state = |output: &ClipTextOutput| match clip_skip {
+            None => Ok(output.last_hidden_state.clone()),
+            Some(skip) => encoder.model.final_layer_norm(hidden_state(output, skip)?),
+        };
+        match chunks {
+            Some(chunks) => Ok(encoder.encode_weighted(texts, chunks, &state)?.states),
+            None => state(&encoder.encode(texts, truncations)?),
         }
     }
 }

@@ -19,12 +19,14 @@ use super::{
     decode::Scaling,
     fit::Fit,
     guidance::Guidance,
+    image_prompt::ImagePromptInputs,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
     text_to_image::{Canvas, DenoisingEnd, Generation, StartingNoise, check_generators, one_for_each, refuse},
     unet::{
         Added, ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
         size_like, stage_finished, starting_noise, timestep_cond,
     },
+    weighting::Chunks,
 };
 use crate::{Error, Result, models::ClipTextOutput, request::Context, schedulers::Scheduler};
 
@@ -172,6 +174,7 @@ pub(crate) fn condition<'a>(
             time_ids: Tensor::new(time_ids(guided), device)?.to_dtype(dtype)?,
         }),
         timestep_cond: timestep_cond(parts, guidance_scale, positive.embeds.dim(0)?)?,
+        image_prompts: prompts.images.prompts(guided, positive.embeds.dim(0)?)?,
         guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
         surrounding: None,
         control: None,
@@ -223,6 +226,7 @@ impl SizeConditioning {
 }
 
 /// Embeddings of prompts, one row for each picture.
+#[derive(Clone)]
 pub(crate) struct Embeddings {
     /// `(pictures, tokens, features)`.
     embeds: Tensor,
@@ -240,6 +244,7 @@ impl Embeddings {
 pub(crate) struct Prompts<'a> {
     parts: &'a Parts,
     call: &'a Generation,
+    images: ImagePromptInputs<'a>,
     /// How many prompts there are.
     pub(crate) count: usize,
     /// For each encoder, in order.
@@ -275,6 +280,12 @@ impl<'a> Prompts<'a> {
         Ok(Self {
             parts,
             call,
+            images: ImagePromptInputs::read(
+                parts,
+                arguments,
+                call.ip_adapter_image.as_ref(),
+                call.ip_adapter_image_embeds.as_ref(),
+            )?,
             count,
             positive: both("prompt", call.prompt.as_ref(), xl.prompt_2.as_ref())?,
             negative: both("negative_prompt", negative, xl.negative_prompt_2.as_ref())?,
@@ -289,19 +300,20 @@ impl<'a> Prompts<'a> {
     }
 
     /// Positive and (when guided) negative embeddings.
-    fn encode(self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
+    fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
         let mut truncations = Truncations::new(context);
         let skip = self.call.clip_skip.unwrap_or(0);
-        let positive = match (self.given, &self.positive) {
-            (Some(given), _) => given,
-            (None, Some(texts)) => embed(self.parts, texts, skip, &mut truncations)?,
+        let chunks = self.chunks(guided)?;
+        let positive = match (&self.given, &self.positive) {
+            (Some(given), _) => given.clone(),
+            (None, Some(texts)) => embed(self.parts, texts, skip, (chunks, &mut truncations))?,
             (None, None) => return Err(refuse("prompt", "is missing")),
         };
-        let negative = match (self.negative_given, &self.negative) {
+        let negative = match (&self.negative_given, &self.negative) {
             _ if !guided => None,
-            (Some(given), _) => Some(given),
+            (Some(given), _) => Some(given.clone()),
             // The reference leaves the negative prompt's layer alone.
-            (None, Some(texts)) => Some(embed(self.parts, texts, 0, &mut truncations)?),
+            (None, Some(texts)) => Some(embed(self.parts, texts, 0, (chunks, &mut truncations))?),
             (None, None) => {
                 Some(Embeddings { embeds: positive.embeds.zeros_like()?, pooled: positive.pooled.zeros_like()? })
             }
@@ -312,6 +324,23 @@ impl<'a> Prompts<'a> {
         }
         let times = self.call.num_images_per_prompt;
         Ok((positive.repeated(times)?, negative.map(|negative| negative.repeated(times)).transpose()?))
+    }
+
+    /// How many chunks each prompt is encoded in, by both encoders, when prompts are weighted.
+    fn chunks(&self, guided: bool) -> Result<Option<Chunks>> {
+        if !self.parts.prompt_weighting {
+            return Ok(None);
+        }
+        let positive = self.positive.as_ref().filter(|_| self.given.is_none());
+        let negative = self.negative.as_ref().filter(|_| guided && self.negative_given.is_none());
+        let mut chunks = Chunks::default();
+        for (name, texts) in [("prompt", positive), ("negative_prompt", negative)] {
+            let Some(texts) = texts else { continue };
+            for (texts, encoder) in texts.iter().zip(encoders(self.parts)?) {
+                chunks.make_room(name, texts, encoder.tokenizer)?;
+            }
+        }
+        Ok(Some(chunks))
     }
 }
 
@@ -335,23 +364,37 @@ fn given_embeddings(
     }
 }
 
+/// The text encoders that are there, in order. The first of them gets the first prompt: a refiner, which has
+/// the second one only, does not look at `prompt_2`.
+fn encoders(parts: &Parts) -> Result<Vec<TextEncoder<'_>>> {
+    let mut encoders = Vec::new();
+    for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
+        encoders.extend(parts.text_encoder(encoder, tokenizer)?.map(TextEncoder::from));
+    }
+    Ok(encoders)
+}
+
 /// Both encoders' states side by side, and the pooled state of the encoder that projects one. `skip` more
 /// layers than the usual one are left out.
 fn embed(
     parts: &Parts,
     texts: &[Vec<String>; 2],
     skip: usize,
-    truncations: &mut Truncations<'_>,
+    (chunks, truncations): (Option<Chunks>, &mut Truncations<'_>),
 ) -> Result<Embeddings> {
     let mut states = Vec::new();
     let mut pooled = None;
-    for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
-        let Some(encoder) = parts.text_encoder(encoder, tokenizer)?.map(TextEncoder::from) else { continue };
-        // The first encoder there is gets the first prompt: a refiner, which has the second one only, does not
-        // look at `prompt_2`.
-        let output: ClipTextOutput = encoder.encode(&texts[states.len()], truncations)?;
-        states.push(hidden_state(&output, skip + 1)?.to_dtype(parts.dtype)?);
-        pooled = pooled.or(output.text_embeds);
+    let state = |output: &ClipTextOutput| Ok(hidden_state(output, skip + 1)?.to_dtype(parts.dtype)?);
+    for (texts, encoder) in texts.iter().zip(encoders(parts)?) {
+        if let Some(chunks) = chunks {
+            let encoded = encoder.encode_weighted(texts, chunks, &state)?;
+            states.push(encoded.states);
+            pooled = pooled.or(encoded.pooled);
+        } else {
+            let output = encoder.encode(texts, truncations)?;
+            states.push(state(&output)?);
+            pooled = pooled.or(output.text_embeds);
+        }
     }
     let Some(pooled) = pooled else {
         return Err(refuse(

@@ -5,7 +5,10 @@ use dw_core::arguments::ArtifactRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::arguments::{Texts, number, optional_number, optional_numbers, optional_positive, optional_whole, positive};
+use super::{
+    arguments::{Texts, number, optional_number, optional_numbers, optional_positive, optional_whole, positive},
+    image_prompt::Handles,
+};
 use crate::{Error, Result, rng::Generators, schedulers::TimestepRequest};
 
 /// What a call returns.
@@ -69,6 +72,12 @@ pub struct Generation {
     pub clip_skip: Option<usize>,
     /// Keyword arguments for the attention layers; `scale` multiplies the scale of every LoRA.
     pub cross_attention_kwargs: Option<AttentionKwargs>,
+    /// The picture that the step's IP-Adapter is shown, or a list of pictures; with several adapters a list with
+    /// one entry for each.
+    pub ip_adapter_image: Option<Handles>,
+    /// What the image encoder said about the pictures, instead of them: an array `(2, pictures, features)`, negative
+    /// row first (only one row without guidance), or a list with one for each adapter.
+    pub ip_adapter_image_embeds: Option<Handles>,
 }
 
 impl Default for Generation {
@@ -87,6 +96,8 @@ impl Default for Generation {
             guidance_rescale: 0.0,
             clip_skip: None,
             cross_attention_kwargs: None,
+            ip_adapter_image: None,
+            ip_adapter_image_embeds: None,
         }
     }
 }

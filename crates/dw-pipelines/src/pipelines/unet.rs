@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{AddedConditions, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
+    models::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
     request::Context,
     rng::Generators,
     schedulers::{Scheduler, StepOptions},
@@ -56,6 +56,8 @@ pub(crate) struct ConditionedUnet<'a> {
     pub(crate) added: Option<Added>,
     /// The guidance embedding of distilled models, `(batch, width)`.
     pub(crate) timestep_cond: Option<Tensor>,
+    /// What attention sees of pictures, one row for each row of the text.
+    pub(crate) image_prompts: Option<ImagePrompts>,
     /// None when one prediction is enough.
     pub(crate) guidance: Option<Guidance>,
     /// What inpainting models read after the latents in each step: mask and masked picture,
@@ -74,6 +76,7 @@ impl ConditionedUnet<'_> {
         let input = UnetInput {
             added: added.map(|added| AddedConditions { text_embeds: &added.text_embeds, time_ids: &added.time_ids }),
             timestep_cond: self.timestep_cond.as_ref(),
+            image_prompts: self.image_prompts.as_ref(),
             ..UnetInput::new(&sample, timestep, &self.encoder_hidden_states)
         };
         // ControlNets know nothing of inpainting: they see the latents alone.

@@ -149,6 +149,11 @@ impl Weights {
         Self { store: self.store.clone(), names: self.names.clone(), prefix: self.full_name(&name.to_string()) }
     }
 
+    /// The path this view starts at, without a point at the end.
+    pub fn path(&self) -> &str {
+        &self.prefix
+    }
+
     /// The tensor `name` below this prefix, which must have exactly this shape.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
         let expected = shape.into();

@@ -3,6 +3,7 @@
 
 mod clip;
 mod controlnet;
+mod ip_adapter;
 mod unet;
 mod vae;
 mod variants;

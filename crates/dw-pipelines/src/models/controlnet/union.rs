@@ -143,7 +143,8 @@ impl ControlNetUnionModel {
         let time = time.broadcast_add(&self.control_embedding(input.control_types)?)?;
         let sample = self.trunk.embed(&input.unet.sample.to_dtype(self.dtype)?)?;
         let sample = self.fuse(&sample, input, batch)?;
-        let (mid, skips) = self.trunk.forward(&sample, Conditioning { time: &time, text: &text })?;
+        let (mid, skips) =
+            self.trunk.forward(&sample, Conditioning { time: &time, text: &text, image_prompts: None })?;
         let output = self.heads.forward(&mid, &skips)?;
         self.scale(output, input)
     }

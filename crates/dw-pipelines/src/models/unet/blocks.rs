@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use super::{
     config::{BlockPlan, UnetConfig},
+    image_prompt::ImagePrompts,
     transformer::Transformer2d,
 };
 use crate::{
@@ -23,6 +24,8 @@ pub(crate) struct Conditioning<'a> {
     pub(crate) time: &'a Tensor,
     /// `(batch, tokens, text_dim)`.
     pub(crate) text: &'a Tensor,
+    /// What attention to the text sees besides.
+    pub(crate) image_prompts: Option<&'a ImagePrompts>,
 }
 
 /// The kind of attention that a block's class stands for.
@@ -51,7 +54,7 @@ impl Layer {
         let x = self.resnet.forward(x, Some(conditioning.time))?;
         match &self.mixer {
             Mixer::None => Ok(x),
-            Mixer::Cross(transformer) => transformer.forward(&x, conditioning.text),
+            Mixer::Cross(transformer) => transformer.forward(&x, conditioning),
             Mixer::Pixels(attention) => attention.forward(&x),
         }
     }
@@ -162,7 +165,7 @@ impl MidBlock {
         let x = self.first.forward(x, Some(conditioning.time))?;
         match &self.rest {
             Some((transformer, resnet)) => {
-                resnet.forward(&transformer.forward(&x, conditioning.text)?, Some(conditioning.time))
+                resnet.forward(&transformer.forward(&x, conditioning)?, Some(conditioning.time))
             }
             None => Ok(x),
         }

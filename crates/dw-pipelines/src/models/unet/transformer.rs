@@ -3,7 +3,11 @@
 
 use candle_core::Tensor;
 
-use super::config::BlockPlan;
+use super::{
+    blocks::Conditioning,
+    config::BlockPlan,
+    image_prompt::{ImageBranch, ImagePrompts},
+};
 use crate::{
     Result,
     models::{
@@ -62,8 +66,8 @@ impl Transformer2d {
         })
     }
 
-    /// `x` is `(batch, channels, height, width)`, `text` is `(batch, tokens, text_dim)`.
-    pub(crate) fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
+    /// `x` is `(batch, channels, height, width)`.
+    pub(crate) fn forward(&self, x: &Tensor, conditioning: Conditioning) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
         let normed = self.norm.forward(x)?;
         let mut rows = match &self.proj_in {
@@ -71,7 +75,7 @@ impl Transformer2d {
             Projection::Conv(conv) => to_rows(&conv.forward(&normed)?)?,
         };
         for block in &self.blocks {
-            rows = block.forward(&rows, text)?;
+            rows = block.forward(&rows, conditioning.text, conditioning.image_prompts)?;
         }
         let map = match &self.proj_out {
             Projection::Linear(linear) => to_map(&linear.forward(&rows)?, height, width)?,
@@ -87,6 +91,8 @@ struct TransformerBlock {
     attn1: Attention,
     norm2: LayerNorm,
     attn2: Attention,
+    /// The path of `attn2`, under which image prompts know it.
+    cross_name: String,
     norm3: LayerNorm,
     ff_in: Linear,
     ff_out: Linear,
@@ -103,6 +109,7 @@ impl TransformerBlock {
             attn1: Attention::new(size, own, plan.heads, &weights.pp("attn1"))?,
             norm2: norm("norm2")?,
             attn2: Attention::new(size, plan.text_dim, plan.heads, &weights.pp("attn2"))?,
+            cross_name: weights.pp("attn2").path().to_owned(),
             norm3: norm("norm3")?,
             ff_in: weights.pp("ff.net.0.proj").linear(size, 8 * size, true)?,
             ff_out: weights.pp("ff.net.2").linear(4 * size, size, true)?,
@@ -111,11 +118,12 @@ impl TransformerBlock {
     }
 
     /// `rows` is `(batch, pixels, channels)`.
-    fn forward(&self, rows: &Tensor, text: &Tensor) -> Result<Tensor> {
+    fn forward(&self, rows: &Tensor, text: &Tensor, prompts: Option<&ImagePrompts>) -> Result<Tensor> {
         let normed = self.norm1.forward(rows)?;
         let context = if self.is_only_cross { text } else { &normed };
-        let rows = (rows + self.attn1.forward(&normed, context)?)?;
-        let rows = (&rows + self.attn2.forward(&self.norm2.forward(&rows)?, text)?)?;
+        let rows = (rows + self.attn1.forward(&normed, context, &[])?)?;
+        let branches = prompts.map_or(&[][..], |prompts| prompts.of(&self.cross_name));
+        let rows = (&rows + self.attn2.forward(&self.norm2.forward(&rows)?, text, branches)?)?;
         let inner = geglu(&self.ff_in.forward(&self.norm3.forward(&rows)?)?)?;
         Ok((rows + self.ff_out.forward(&inner)?)?)
     }
@@ -141,13 +149,15 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let attended = attention(
-            &self.to_q.forward(x)?,
-            &self.to_k.forward(context)?,
-            &self.to_v.forward(context)?,
-            AttentionOptions::heads(self.heads),
-        )?;
+    /// `branches` are looked at with the same queries, and what they give is added before the last projection.
+    fn forward(&self, x: &Tensor, context: &Tensor, branches: &[ImageBranch]) -> Result<Tensor> {
+        let query = self.to_q.forward(x)?;
+        let options = AttentionOptions::heads(self.heads);
+        let (key, value) = (self.to_k.forward(context)?, self.to_v.forward(context)?);
+        let mut attended = attention(&query, &key, &value, options)?;
+        for ImageBranch { key, value, scale } in branches {
+            attended = (attended + (attention(&query, key, value, options)? * *scale)?)?;
+        }
         self.to_out.forward(&attended)
     }
 }

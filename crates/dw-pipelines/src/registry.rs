@@ -131,9 +131,9 @@ static STABLE_DIFFUSION_XL_SLOTS: [Slot; 7] = [
     slot("image_encoder", Kind::ClipVision),
 ];
 
-static STABLE_DIFFUSION_CONTROL_SLOTS: [Slot; 5] = with_controlnet(&STABLE_DIFFUSION_SLOTS);
+static STABLE_DIFFUSION_CONTROL_SLOTS: [Slot; 6] = with_controlnet(&STABLE_DIFFUSION_SLOTS);
 
-static STABLE_DIFFUSION_XL_CONTROL_SLOTS: [Slot; 7] = with_controlnet(&STABLE_DIFFUSION_XL_SLOTS);
+static STABLE_DIFFUSION_XL_CONTROL_SLOTS: [Slot; 8] = with_controlnet(&STABLE_DIFFUSION_XL_SLOTS);
 
 /// The slots of a family and one for ControlNets.
 const fn with_controlnet<const N: usize, const M: usize>(slots: &[Slot; N]) -> [Slot; M] {

@@ -38,9 +38,9 @@ impl Activation {
     /// Same shape and type as the input.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Silu => x.silu()?,
-            Self::Gelu => x.gelu_erf()?,
-            Self::GeluTanh => x.gelu()?,
+            Self::Silu => dw_kernels::silu(x)?,
+            Self::Gelu => dw_kernels::gelu_erf(x)?,
+            Self::GeluTanh => dw_kernels::gelu_tanh(x)?,
             Self::QuickGelu => (x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)?,
             Self::Relu => x.relu()?,
             Self::Mish => candle_nn::ops::mish(x)?,

@@ -55,12 +55,16 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: AttentionOptions) 
         )));
     }
     let compute = compute_dtype(q.dtype(), q.device());
-    let split = |x: &Tensor| -> Result<Tensor> {
+    let per_head = |x: &Tensor| -> Result<Tensor> {
         let (batch, length, features) = x.dims3()?;
-        let per_head = x.reshape((batch, length, heads, features / heads))?.transpose(1, 2)?;
-        Ok(per_head.to_dtype(compute)?.contiguous()?)
+        Ok(x.reshape((batch, length, heads, features / heads))?.transpose(1, 2)?.to_dtype(compute)?)
     };
     let scale = options.scale.unwrap_or_else(|| 1.0 / ((features / heads) as f64).sqrt());
+    if matches!(options.mask, Mask::None) && compute == DType::F32 && q.device().is_cpu() {
+        let joined = dw_kernels::attention(&per_head(q)?, &per_head(k)?, &per_head(v)?, scale)?;
+        return Ok(joined.transpose(1, 2)?.reshape((batch, queries, ()))?.to_dtype(q.dtype())?);
+    }
+    let split = |x: &Tensor| -> Result<Tensor> { Ok(per_head(x)?.contiguous()?) };
     let query = (split(q)? * scale)?;
     let key = split(k)?.transpose(2, 3)?;
     let value = split(v)?;

@@ -2,7 +2,7 @@
 //!
 //! [`Weights::conv2d`] is the only place where one is made.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::compute_dtype;
 use crate::{Result, weights::Weights};
@@ -32,7 +32,7 @@ impl Conv2dOptions {
 pub struct Conv2d {
     /// `(out, in, kernel, kernel)`, in the type the convolution runs in.
     weight: Tensor,
-    /// `(1, out, 1, 1)`.
+    /// `(out,)`.
     bias: Option<Tensor>,
     stride: usize,
     padding: usize,
@@ -41,12 +41,8 @@ pub struct Conv2d {
 impl Conv2d {
     /// `(batch, in, height, width)` to `(batch, out, height', width')`, in the type of the input.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let compute: DType = self.weight.dtype();
-        let y = x.to_dtype(compute)?.conv2d(&self.weight, self.padding, self.stride, 1, 1)?;
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        };
+        let wide = x.to_dtype(self.weight.dtype())?;
+        let y = dw_kernels::conv2d(&wide, &self.weight, self.bias.as_ref(), self.stride, self.padding)?;
         Ok(y.to_dtype(x.dtype())?)
     }
 }
@@ -57,8 +53,7 @@ impl Weights {
         let Conv2dOptions { kernel, stride, padding, bias } = options;
         let weight = self.get((outputs, inputs, kernel, kernel), "weight")?;
         let compute = compute_dtype(weight.dtype(), weight.device());
-        let bias =
-            if bias { Some(self.get(outputs, "bias")?.to_dtype(compute)?.reshape((1, outputs, 1, 1))?) } else { None };
+        let bias = if bias { Some(self.get(outputs, "bias")?.to_dtype(compute)?) } else { None };
         Ok(Conv2d { weight: weight.to_dtype(compute)?, bias, stride, padding })
     }
 }
@@ -67,7 +62,7 @@ impl Weights {
 mod tests {
     use std::collections::HashMap;
 
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::*;
 

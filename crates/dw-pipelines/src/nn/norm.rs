@@ -8,7 +8,7 @@ use crate::{Error, Result, weights::Weights};
 /// Normalises groups of channels of `(batch, channels, height, width)`; Wu and He 2018, arXiv:1803.08494.
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
-    /// `(1, channels, 1, 1)`, f32 for a 16-bit model.
+    /// `(channels,)`, f32 for a 16-bit model.
     weight: Tensor,
     bias: Tensor,
     groups: usize,
@@ -18,15 +18,9 @@ pub struct GroupNorm {
 impl GroupNorm {
     /// Same shape and type as the input, which has four dimensions.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, channels, height, width) = x.dims4()?;
-        let grouped =
-            x.to_dtype(self.weight.dtype())?.reshape((batch, self.groups, channels / self.groups, height * width))?;
-        // The mean of row means: short sums keep f32 exact enough on large pictures.
-        let mean_of = |values: &Tensor| -> candle_core::Result<Tensor> { values.mean_keepdim(3)?.mean_keepdim(2) };
-        let centred = grouped.broadcast_sub(&mean_of(&grouped)?)?;
-        let deviation = (mean_of(&centred.sqr()?)? + self.eps)?.sqrt()?;
-        let normed = centred.broadcast_div(&deviation)?.reshape((batch, channels, height, width))?;
-        Ok(normed.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?.to_dtype(x.dtype())?)
+        let wide = x.to_dtype(self.weight.dtype())?;
+        let normed = dw_kernels::group_norm(&wide, self.groups, &self.weight, &self.bias, self.eps, false)?;
+        Ok(normed.to_dtype(x.dtype())?)
     }
 }
 
@@ -63,7 +57,7 @@ impl Weights {
         }
         let parameter = |name: &str| -> Result<Tensor> {
             let values = self.get(channels, name)?;
-            Ok(values.to_dtype(wide(values.dtype()))?.reshape((1, channels, 1, 1))?)
+            Ok(values.to_dtype(wide(values.dtype()))?)
         };
         Ok(GroupNorm { weight: parameter("weight")?, bias: parameter("bias")?, groups, eps })
     }

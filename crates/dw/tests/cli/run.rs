@@ -92,7 +92,7 @@ fn an_unknown_variable_is_answered_with_the_declared_ones() {
     let sandbox = with_workflow();
     let (out, err) = sandbox.run(&["run", "code.json", "txt=1"]).exits(2);
     assert_eq!(out, "");
-    assert!(err.contains("Unknown variable 'txt'; declared variables: text"), "{err}");
+    assert!(err.contains("Unknown variable 'txt'; declared variables: side, text"), "{err}");
     assert!(err.contains("did you mean `text`?"), "{err}");
     assert!(!sandbox.path("outputs").exists());
 }

@@ -1,3 +1,5 @@
+//! What each kind of change does to a weight.
+
 use super::*;
 
 /// Small made-up values of this shape.

@@ -1,3 +1,5 @@
+//! Reading LoRA files: every dialect becomes the same changes.
+
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{DType, Device, safetensors};

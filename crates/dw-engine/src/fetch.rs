@@ -6,7 +6,7 @@ use std::{io::Read, time::Duration};
 pub(crate) const MAX_DOWNLOAD_BYTES: u64 = 256 * 1024 * 1024;
 
 /// How long a picture may take to arrive.
-pub(crate) const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const DOWNLOAD_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The body behind an `http(s)` URL.
 ///

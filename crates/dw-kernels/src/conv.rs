@@ -33,7 +33,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
         };
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let bias = bias.map(|bias| bias.contiguous()).transpose()?;
+    let bias = bias.map(Tensor::contiguous).transpose()?;
     let (input, weights) = (host::contiguous(&x)?, host::contiguous(&weight)?);
     let bias = match &bias {
         Some(bias) => host::contiguous(bias)?.to_vec(),

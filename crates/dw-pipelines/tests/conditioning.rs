@@ -37,6 +37,7 @@ fn request(class: &str, name: &str) -> PipelineRequest {
         components: BTreeMap::new(),
         scheduler: None,
         loras: Vec::new(),
+        textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
     }

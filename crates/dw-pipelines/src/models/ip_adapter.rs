@@ -180,7 +180,8 @@ impl Resampler {
     fn new(width: usize, text_dim: usize, weights: &Weights) -> Result<Self> {
         let shape = weights.shape_of("latents").map(|shape| shape.dims().to_vec()).unwrap_or_default();
         let inner = shape.last().copied().unwrap_or(0);
-        let depth = (0..).take_while(|i| weights.contains(&format!("layers.{i}.0.norm1.weight"))).count();
+        let is_layer = |i: &usize| weights.contains(&format!("layers.{i}.0.norm1.weight"));
+        let depth = (0..usize::MAX).take_while(is_layer).count();
         let layers = weights.pp("layers");
         Ok(Self {
             latents: weights.get(shape, "latents")?,

@@ -175,17 +175,13 @@ impl<'a> Repaint<'a> {
             _ => (&noise * scheduler.init_noise_sigma())?,
         };
         let mask = tiled(&at_latents(&self.mask, scale)?.to_dtype(unet.dtype())?, pictures)?;
-        match (channels, clean) {
-            (UnetChannels::Latents, Some(clean)) => {
-                // The reference encodes the masked picture here, too, and draws for it.
-                self.masked.draw(parts, scale, encoding, generators)?;
-                Ok(Opening { latents, kept: Some(Kept { mask, clean, noise }), surrounding: None })
-            }
-            _ => {
-                let masked = self.masked.encoded(parts, pictures, encoding, generators)?;
-                Ok(Opening { latents, kept: None, surrounding: Some(Tensor::cat(&[mask, masked], 1)?) })
-            }
+        if let (UnetChannels::Latents, Some(clean)) = (channels, clean) {
+            // The reference encodes the masked picture here, too, and draws for it.
+            self.masked.draw(parts, scale, encoding, generators)?;
+            return Ok(Opening { latents, kept: Some(Kept { mask, clean, noise }), surrounding: None });
         }
+        let masked = self.masked.encoded(parts, pictures, encoding, generators)?;
+        Ok(Opening { latents, kept: None, surrounding: Some(Tensor::cat(&[mask, masked], 1)?) })
     }
 
     /// The pictures of a result inside the whole picture, when only a region was painted.

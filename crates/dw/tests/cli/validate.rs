@@ -45,7 +45,7 @@ fn a_finding_has_its_place_the_line_and_a_remedy() {
     let (out, _) = sandbox.run(&["validate", "bad.json"]).exits(1);
     assert!(out.contains("bad.json:5:"), "{out}");
     assert!(out.contains("error[") && out.contains("^^^^"), "{out}");
-    assert!(out.contains("`text`"), "the declared variable is offered: {out}");
+    assert!(out.contains("did you mean `variable:text`?"), "the declared variable is offered: {out}");
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! The input is laid out with channels innermost. For a stride of s the pixels are dealt out to s × s
 //! planes first, so that the pixels a kernel position meets lie side by side in one plane.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -13,39 +15,107 @@ use crate::{
 };
 
 /// About how many output pixels one task computes.
-const PIXELS: usize = 1024;
+const PIXELS: usize = 512;
 /// At most how many output channels one task computes.
-const CHANNELS: usize = 256;
+const CHANNELS: usize = 512;
+/// The same where a picture is so small that it gives less than [`FEW_BLOCKS`] blocks of pixels.
+const FEW_CHANNELS: usize = 256;
+/// See [`FEW_CHANNELS`].
+const FEW_BLOCKS: usize = 4;
 /// Channels that are moved together when channels become innermost.
 const TILE: usize = 16;
 
 /// The cross-correlation of `x` with `weight`, plus `bias`; zeros around the input count as pixels.
 ///
 /// `x` is `(batch, in, height, width)`, `weight` is `(out, in, kernel height, kernel width)`, `bias` is
-/// `(out,)`. The result is `(batch, out, height', width')` in the type of `x`.
+/// `(out,)`. The result is `(batch, out, height', width')` in the type of `x`. Where the same weights are
+/// used again, [`ConvWeights`] saves laying them out anew.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    let shape = Shape::new(x, weight, bias, stride, padding)?;
-    if ![Some(x), Some(weight), bias].into_iter().flatten().all(is_host_f32) {
-        let y = x.conv2d(weight, padding, stride, 1, 1)?;
-        return match bias {
-            Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
-            None => Ok(y),
-        };
+    if !is_host_f32(x) {
+        return composed(x, weight, bias, stride, padding);
     }
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let bias = bias.map(Tensor::contiguous).transpose()?;
-    let (input, weights) = (host::contiguous(&x)?, host::contiguous(&weight)?);
-    let bias = match &bias {
-        Some(bias) => host::contiguous(bias)?.to_vec(),
+    ConvWeights::new(weight)?.conv2d(x, bias, stride, padding)
+}
+
+/// Weights of a convolution in the layout that the fast path reads. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ConvWeights {
+    layout: WeightLayout,
+    /// `(out, in, kernel height, kernel width)`.
+    dims: (usize, usize, usize, usize),
+}
+
+#[derive(Clone, Debug)]
+enum WeightLayout {
+    /// As they came: on another device, of another type, or for a 1 × 1 kernel.
+    Plain(Tensor),
+    /// `(in, kernel positions, out)`.
+    ByInput(Arc<Vec<f32>>),
+}
+
+impl ConvWeights {
+    /// Lays out `weight`, `(out, in, kernel height, kernel width)`. Weights that the fast path does not
+    /// take are kept as they are.
+    pub fn new(weight: &Tensor) -> Result<Self> {
+        let dims = weight.dims4()?;
+        if !is_host_f32(weight) || (dims.2, dims.3) == (1, 1) {
+            return Ok(Self { layout: WeightLayout::Plain(weight.contiguous()?), dims });
+        }
+        let weight = weight.contiguous()?;
+        let numbers = weights_by_input(dims, &host::contiguous(&weight)?);
+        Ok(Self { layout: WeightLayout::ByInput(Arc::new(numbers)), dims })
+    }
+
+    /// [`conv2d`](crate::conv2d) with these weights. `x` and `bias` must be of the weights' device and type.
+    pub fn conv2d(&self, x: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
+        let shape = Shape::new(x, self.dims, bias, stride, padding)?;
+        let fast = [Some(x), bias].into_iter().flatten().all(is_host_f32);
+        match &self.layout {
+            WeightLayout::ByInput(weights) if fast => run(&shape, x, bias, |input, bias, output| {
+                shifted(&shape, input, weights, bias, output);
+            }),
+            WeightLayout::ByInput(_) => candle_core::bail!("the weights are laid out for f32 input in host memory"),
+            WeightLayout::Plain(weight) if fast && is_host_f32(weight) && shape.is_pointwise() => {
+                let weights = host::contiguous(weight)?;
+                let weights: &[f32] = &weights;
+                run(&shape, x, bias, |input, bias, output| pointwise(&shape, input, weights, bias, output))
+            }
+            WeightLayout::Plain(weight) if fast && is_host_f32(weight) => {
+                // A 1 x 1 kernel with stride or padding.
+                let weights = weights_by_input(self.dims, &host::contiguous(weight)?);
+                run(&shape, x, bias, |input, bias, output| shifted(&shape, input, &weights, bias, output))
+            }
+            WeightLayout::Plain(weight) => composed(x, weight, bias, stride, padding),
+        }
+    }
+}
+
+/// The same by candle's operations.
+fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
+    Shape::new(x, weight.dims4()?, bias, stride, padding)?;
+    let y = x.conv2d(weight, padding, stride, 1, 1)?;
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        None => Ok(y),
+    }
+}
+
+/// Borrows the input and the bias and makes the output that `compute` fills.
+fn run(
+    shape: &Shape,
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    compute: impl FnOnce(&[f32], &[f32], &mut [f32]),
+) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let input = host::contiguous(&x)?;
+    let bias = match bias {
+        Some(bias) => host::contiguous(&bias.contiguous()?)?.to_vec(),
         None => vec![0.0; shape.outputs],
     };
     let mut output = vec![0.0; shape.batch * shape.outputs * shape.output_pixels()];
     if !output.is_empty() && !input.is_empty() {
-        if shape.is_pointwise() {
-            pointwise(&shape, &input, &weights, &bias, &mut output);
-        } else {
-            shifted(&shape, &input, &weights, &bias, &mut output);
-        }
+        compute(&input, &bias, &mut output);
     }
     host::tensor(output, (shape.batch, shape.outputs, shape.output_height, shape.output_width))
 }
@@ -66,9 +136,14 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Self> {
+    fn new(
+        x: &Tensor,
+        (outputs, expected, kernel_height, kernel_width): (usize, usize, usize, usize),
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: usize,
+    ) -> Result<Self> {
         let (batch, inputs, height, width) = x.dims4()?;
-        let (outputs, expected, kernel_height, kernel_width) = weight.dims4()?;
         if expected != inputs {
             candle_core::bail!("convolution of `{expected}` channels got an input with `{inputs}`");
         }
@@ -124,9 +199,10 @@ impl Shape {
         (i * self.stride + phase).checked_sub(self.padding).filter(|&source| source < size)
     }
 
-    /// Output channels in equal blocks of at most [`CHANNELS`].
-    fn channel_block(&self) -> usize {
-        let blocks = self.outputs.div_ceil(CHANNELS);
+    /// Output channels in equal blocks, when pixels come in so many.
+    fn channel_block(&self, pixel_blocks: usize) -> usize {
+        let most = if pixel_blocks < FEW_BLOCKS { FEW_CHANNELS } else { CHANNELS };
+        let blocks = self.outputs.div_ceil(most);
         self.outputs.div_ceil(blocks).next_multiple_of(TILE).min(self.outputs)
     }
 }
@@ -134,8 +210,9 @@ impl Shape {
 /// A 1 × 1 kernel: one matrix product, channels times pixels, in blocks of both.
 fn pointwise(shape: &Shape, input: &[f32], weights: &[f32], bias: &[f32], output: &mut [f32]) {
     let pixels = shape.output_pixels();
-    let channels = shape.channel_block();
-    let (pixel_blocks, channel_blocks) = (pixels.div_ceil(PIXELS), shape.outputs.div_ceil(channels));
+    let pixel_blocks = pixels.div_ceil(PIXELS);
+    let channels = shape.channel_block(pixel_blocks);
+    let channel_blocks = shape.outputs.div_ceil(channels);
     let shared = SharedOutput::new(output);
     (0..shape.batch * pixel_blocks * channel_blocks).into_par_iter().for_each(|task| {
         let (block, rest) = (task % pixel_blocks, task / pixel_blocks);
@@ -160,11 +237,11 @@ fn pointwise(shape: &Shape, input: &[f32], weights: &[f32], bias: &[f32], output
 
 /// Any kernel: padded planes with channels innermost, then a product for each kernel position.
 fn shifted(shape: &Shape, input: &[f32], weights: &[f32], bias: &[f32], output: &mut [f32]) {
-    let weights = weights_by_input(shape, weights);
     let (_, plane_width) = shape.plane();
     let rows = (PIXELS / plane_width).clamp(1, shape.output_height);
-    let channels = shape.channel_block();
-    let (row_blocks, channel_blocks) = (shape.output_height.div_ceil(rows), shape.outputs.div_ceil(channels));
+    let row_blocks = shape.output_height.div_ceil(rows);
+    let channels = shape.channel_block(row_blocks);
+    let channel_blocks = shape.outputs.div_ceil(channels);
     let picture_size = shape.inputs * shape.height * shape.width;
     let pictures = output.chunks_exact_mut(shape.outputs * shape.output_pixels());
     for (picture, output) in input.chunks_exact(picture_size).zip(pictures) {
@@ -178,7 +255,7 @@ fn shifted(shape: &Shape, input: &[f32], weights: &[f32], bias: &[f32], output: 
                 channel,
                 channels: channels.min(shape.outputs - channel),
             };
-            let sums = block.sums(shape, &planes, &weights, bias);
+            let sums = block.sums(shape, &planes, weights, bias);
             block.store(shape, &sums, &shared);
         });
     }
@@ -234,11 +311,11 @@ impl Block {
 }
 
 /// Weights as `(in, kernel positions, out)`.
-fn weights_by_input(shape: &Shape, weights: &[f32]) -> Vec<f32> {
-    let (taps, outputs, inputs) = (shape.taps(), shape.outputs, shape.inputs);
+fn weights_by_input((outputs, inputs, height, width): (usize, usize, usize, usize), weights: &[f32]) -> Vec<f32> {
+    let taps = height * width;
     let mut moved = vec![0.0; weights.len()];
     // Some inputs at a time, so that what is read for one of them serves the others.
-    moved.par_chunks_mut(TILE * taps * outputs).enumerate().for_each(|(block, moved)| {
+    moved.par_chunks_mut((TILE * taps * outputs).max(1)).enumerate().for_each(|(block, moved)| {
         for output in 0..outputs {
             let source = &weights[(output * inputs + block * TILE) * taps..][..moved.len() / outputs];
             for (target, &source) in moved[output..].iter_mut().step_by(outputs).zip(source) {
@@ -311,6 +388,22 @@ mod tests {
         let found = conv2d(&x, &weight, None, 1, 1).expect("a convolution");
         let [x, weight] = [x, weight].map(|t| t.to_dtype(DType::F64).expect("f64"));
         assert_close(&found, &conv2d(&x, &weight, None, 1, 1).expect("a convolution"), 2e-6);
+    }
+
+    #[test]
+    fn weights_laid_out_once_serve_many_times() {
+        let (x, weight, bias) = (wave(&[1, 6, 9, 9], 1), wave(&[5, 6, 3, 3], 2), wave(&[5], 3));
+        let weights = ConvWeights::new(&weight).expect("weights");
+        for (stride, padding) in [(1, 1), (2, 0)] {
+            let found = weights.conv2d(&x, Some(&bias), stride, padding).expect("a convolution");
+            assert_close(&found, &conv2d(&x, &weight, Some(&bias), stride, padding).expect("a convolution"), 1e-7);
+        }
+        let wide = x.to_dtype(DType::F64).expect("f64");
+        let error = weights.conv2d(&wide, None, 1, 1).expect_err("another type");
+        assert!(error.to_string().contains("laid out for f32"), "{error}");
+        let wide_weights = ConvWeights::new(&weight.to_dtype(DType::F64).expect("f64")).expect("weights");
+        let found = wide_weights.conv2d(&wide, None, 1, 1).expect("a convolution");
+        assert_close(&conv2d(&x, &weight, None, 1, 1).expect("a convolution"), &found, 2e-6);
     }
 
     #[test]

@@ -19,6 +19,6 @@ mod testing;
 
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::attention;
-pub use conv::conv2d;
+pub use conv::{ConvWeights, conv2d};
 pub use norm::group_norm;
 pub use softmax::softmax;

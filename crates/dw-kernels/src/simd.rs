@@ -3,8 +3,7 @@
 //! The loops are written so that the compiler turns them into vector code: no branches, and sums in
 //! [`LANES`] independent lanes whose order does not depend on the instruction set.
 
-// These must become part of the vectorised loop that calls them, for each set of instructions.
-#![allow(clippy::inline_always)]
+#![expect(clippy::inline_always, reason = "a loop body must be part of the function compiled for an instruction set")]
 
 use std::sync::OnceLock;
 

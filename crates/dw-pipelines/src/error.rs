@@ -36,7 +36,7 @@ pub enum Error {
     #[error("{0}")]
     Unsupported(String),
     /// A latent or picture holds NaN or infinity.
-    #[error("{what} is not finite{at}: {remedy}")]
+    #[error("NaN or infinity in the {what}{at}: {remedy}")]
     NonFinite {
         /// What (`latents`, `image`).
         what: &'static str,

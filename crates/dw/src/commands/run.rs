@@ -118,6 +118,11 @@ fn create_output_dir(folder: &Path, session: &Session) -> Result<(), CliError> {
     if folder.is_dir() {
         return Ok(());
     }
+    if folder.exists() {
+        let message =
+            format!("Output path exists but is not a directory: {}; choose another with `-o DIR`", folder.display());
+        return Err(CliError::Failed(message));
+    }
     fs::create_dir_all(folder)
         .map_err(|error| CliError::Failed(format!("cannot create the output folder: {error}")))?;
     let shown = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());

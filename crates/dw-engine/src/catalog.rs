@@ -6,7 +6,6 @@ use dw_core::catalog::{Catalog, CatalogEntry};
 pub(crate) fn catalog() -> Catalog {
     Catalog {
         pipelines: dw_pipelines::registry::classes()
-            .iter()
             .map(|class| entry(class.name, class.summary, (class.schema)()))
             .collect(),
         schedulers: dw_pipelines::schedulers::classes()

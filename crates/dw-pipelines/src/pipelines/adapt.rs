@@ -11,9 +11,9 @@ use dw_core::event::Event;
 
 use super::{
     cache::ComponentCache,
+    call::stage_finished,
     components::{Component, Model, SharedComponent},
     learn::Words,
-    unet::stage_finished,
 };
 use crate::{
     Error, Result,

@@ -17,6 +17,10 @@ use crate::{
 /// from 0: previews, comparisons.
 pub type Observer<'a> = &'a mut dyn FnMut(usize, &Tensor) -> Result<()>;
 
+/// The model in a step: latents as it wants them, the timestep and its place in the schedule, to the (guided)
+/// prediction, of the latents' shape.
+pub(crate) type Predict<'a> = &'a mut dyn FnMut(&Tensor, f64, usize) -> Result<Tensor>;
+
 /// Everything the loop needs beside the model.
 pub(crate) struct Loop<'a> {
     pub(crate) scheduler: &'a mut dyn Scheduler,
@@ -31,13 +35,8 @@ pub(crate) struct Loop<'a> {
 }
 
 impl Loop<'_> {
-    /// Takes noisy latents to clean ones. `predict` gets the latents as the model wants them, the
-    /// timestep and its place in the schedule, and returns the (guided) prediction, of the latents' shape.
-    pub(crate) fn run(
-        self,
-        latents: Tensor,
-        predict: &mut dyn FnMut(&Tensor, f64, usize) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    /// Takes noisy latents to clean ones.
+    pub(crate) fn run(self, latents: Tensor, predict: Predict<'_>) -> Result<Tensor> {
         let Self { scheduler, indices, options, kept, generators, context, observer } = self;
         let (start, end, total) = (indices.start, indices.end, indices.len());
         let device = latents.device().clone();

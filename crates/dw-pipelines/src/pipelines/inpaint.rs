@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use super::{
     arguments::{group, optional_whole, tensor},
+    call::check_decoder,
     components::Parts,
     denoise::{Kept, initial_latents},
     fit::{Fit, Region, overlay, own_size},
@@ -22,7 +23,7 @@ use super::{
         Encoding, Given, Pictures, Start, StartPictures, clean_latents, encoded, latents, pictures, tiled,
     },
     text_to_image::{Generation, OutputType, refuse},
-    unet::{check_decoder, scale_factor, side_multiple},
+    unet::{scale_factor, side_multiple},
 };
 use crate::{Error, Result, rng::Generators, schedulers::Scheduler};
 

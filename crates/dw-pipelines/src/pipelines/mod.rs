@@ -7,6 +7,7 @@
 mod adapt;
 pub mod arguments;
 mod cache;
+mod call;
 mod clip_pixels;
 pub mod components;
 mod control;
@@ -39,9 +40,9 @@ use candle_core::Device;
 use dw_core::{arguments::Arguments, artifact::Entry};
 
 pub use cache::ComponentCache;
+pub(crate) use call::Surroundings;
 pub use components::SharedComponent;
 pub use denoise::Observer;
-pub(crate) use unet::Surroundings;
 
 use crate::{
     Error, Result,

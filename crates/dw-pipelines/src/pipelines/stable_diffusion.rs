@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     arguments::{group, group_schema, merged_schema, number, refuse_unknown, tensor},
+    call::{Denoising, Surroundings, set_timesteps, stage_finished},
     components::Parts,
     control::ControlCall,
     decode::Scaling,
@@ -19,10 +20,7 @@ use super::{
     image_prompt::ImagePromptInputs,
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
     text_to_image::{Canvas, Generation, StartingNoise, check_generators, one_for_each, refuse},
-    unet::{
-        ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
-        size_like, stage_finished, starting_noise, timestep_cond,
-    },
+    unet::{ConditionedUnet, batch, check_parts, is_guided, picture_size, size_like, starting_noise, timestep_cond},
     weighting::Chunks,
 };
 use crate::{Result, models::ClipTextOutput, request::Context};
@@ -91,7 +89,7 @@ pub(crate) fn generate(
     let latents = starting_noise(parts, arguments, (pictures, size), surroundings.generators, sigma)?;
     let indices = schedule.0..schedule.1;
     Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false, kept: None }.run(
-        &conditioned,
+        &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
         latents,
         &mut *scheduler,
         surroundings,

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     arguments::{Defaults, filled, group, group_schema, merged_schema, refuse_unknown, with_defaults},
+    call::Surroundings,
     components::Parts,
     control::{ControlArguments, ControlAsImage, ControlCall, ControlPictures},
     image_to_image::StartPictures,
@@ -13,7 +14,6 @@ use super::{
     stable_diffusion_img2img::{self, Strength},
     stable_diffusion_inpaint,
     text_to_image::{Canvas, Generation, StartingNoise},
-    unet::Surroundings,
 };
 use crate::Result;
 

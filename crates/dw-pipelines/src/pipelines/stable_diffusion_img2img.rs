@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{
     arguments::{group, group_schema, merged_schema, number, refuse_unknown},
+    call::{Denoising, Surroundings, set_timesteps, steps},
     components::Parts,
     control::ControlCall,
     decode::Scaling,
@@ -15,7 +16,7 @@ use super::{
     image_to_image::{Encoding, StartPictures, clean_latents, first_index, noisy_latents},
     stable_diffusion::{GuidanceArguments, Prompts, condition},
     text_to_image::{Generation, check_generators},
-    unet::{Denoising, Surroundings, check_parts, set_timesteps, steps},
+    unet::check_parts,
 };
 use crate::Result;
 
@@ -83,7 +84,7 @@ pub(crate) fn generate(
     let latents = noisy_latents(&clean, &*scheduler, first, surroundings.generators)?;
     let indices = first..scheduler.timesteps().len();
     Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false, kept: None }.run(
-        &conditioned,
+        &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
         latents,
         &mut *scheduler,
         surroundings,

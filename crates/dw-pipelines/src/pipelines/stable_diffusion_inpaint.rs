@@ -6,15 +6,17 @@ use serde_json::Value;
 
 use super::{
     arguments::{Defaults, filled, group, group_schema, merged_schema, refuse_unknown, with_defaults},
+    call::{Denoising, Surroundings, set_timesteps, steps},
     components::Parts,
     control::ControlCall,
     decode::Scaling,
+    denoise::Predict,
     image_to_image::{Encoding, StartPictures, first_index},
     inpaint::{Beginning, MaskArguments, Opening, Repaint, start_size},
     stable_diffusion::{GuidanceArguments, Prompts, condition},
     stable_diffusion_img2img::Strength,
     text_to_image::{Canvas, Generation, StartingNoise, check_generators},
-    unet::{Denoising, Surroundings, given_noise, picture_size, set_timesteps, size_like, steps},
+    unet::{given_noise, picture_size, size_like},
 };
 use crate::Result;
 
@@ -84,6 +86,7 @@ pub(crate) fn generate(
     let Opening { latents, kept, surrounding } = repaint.open(parts, pictures, beginning, surroundings.generators)?;
     conditioned.surrounding = surrounding;
     let indices = index..scheduler.timesteps().len();
+    let predict: Predict<'_> = &mut |latents, timestep, index| conditioned.predict(latents, timestep, index);
     let denoising = Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false, kept };
-    Ok(repaint.paste_back(denoising.run(&conditioned, latents, &mut *scheduler, surroundings)?))
+    Ok(repaint.paste_back(denoising.run(predict, latents, &mut *scheduler, surroundings)?))
 }

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{
     arguments::{Pair, Texts, group, group_schema, merged_schema, number, refuse_unknown, tensor},
+    call::{Denoising, Surroundings, set_timesteps, stage_finished},
     components::Parts,
     control::ControlCall,
     decode::Scaling,
@@ -23,8 +24,7 @@ use super::{
     prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
     text_to_image::{Canvas, DenoisingEnd, Generation, StartingNoise, check_generators, one_for_each, refuse},
     unet::{
-        Added, ConditionedUnet, Denoising, Surroundings, batch, check_parts, is_guided, picture_size, set_timesteps,
-        size_like, stage_finished, starting_noise, timestep_cond,
+        Added, ConditionedUnet, batch, check_parts, is_guided, picture_size, size_like, starting_noise, timestep_cond,
     },
     weighting::Chunks,
 };
@@ -145,7 +145,7 @@ pub(crate) fn generate(
     let sigma = scheduler.init_noise_sigma();
     let latents = starting_noise(parts, arguments, (pictures, size), surroundings.generators, sigma)?;
     Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true, kept: None }.run(
-        &conditioned,
+        &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
         latents,
         &mut *scheduler,
         surroundings,

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     arguments::{Defaults, filled, group, group_schema, merged_schema, refuse_unknown, with_defaults},
+    call::Surroundings,
     components::Parts,
     control::{ControlArguments, ControlAsImage, ControlCall, ControlModes, ControlPictures},
     image_to_image::StartPictures,
@@ -14,7 +15,6 @@ use super::{
     stable_diffusion_xl_img2img::{self, Refinement},
     stable_diffusion_xl_inpaint,
     text_to_image::{Canvas, DenoisingEnd, Generation, StartingNoise},
-    unet::Surroundings,
 };
 use crate::Result;
 

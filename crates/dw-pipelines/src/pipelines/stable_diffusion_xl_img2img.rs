@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{
     arguments::{Pair, group, group_schema, merged_schema, number, optional_number, refuse_unknown},
+    call::{Denoising, Surroundings, set_timesteps, steps},
     components::Parts,
     control::ControlCall,
     decode::Scaling,
@@ -17,7 +18,7 @@ use super::{
     image_to_image::{Encoding, StartPictures, clean_latents, first_index, noisy_latents},
     stable_diffusion_xl::{Prompts, SizeConditioning, XlPrompts, condition, cutoff, until},
     text_to_image::{DenoisingEnd, Generation, check_generators, refuse},
-    unet::{Denoising, Surroundings, check_parts, set_timesteps, steps},
+    unet::check_parts,
 };
 use crate::{Result, schedulers::Scheduler};
 
@@ -102,7 +103,7 @@ pub(crate) fn generate(
         latents = noisy_latents(&latents, &*scheduler, indices.start, surroundings.generators)?;
     }
     Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true, kept: None }.run(
-        &conditioned,
+        &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
         latents,
         &mut *scheduler,
         surroundings,

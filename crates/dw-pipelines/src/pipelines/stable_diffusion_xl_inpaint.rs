@@ -6,15 +6,17 @@ use serde_json::Value;
 
 use super::{
     arguments::{Defaults, filled, group, group_schema, merged_schema, refuse_unknown, with_defaults},
+    call::{Denoising, Surroundings, set_timesteps, steps},
     components::Parts,
     control::ControlCall,
     decode::Scaling,
+    denoise::Predict,
     image_to_image::{Encoding, StartPictures},
     inpaint::{Beginning, MaskArguments, Opening, Repaint, start_size},
     stable_diffusion_xl::{Prompts, SizeConditioning, XlPrompts, condition},
     stable_diffusion_xl_img2img::Refinement,
     text_to_image::{Canvas, DenoisingEnd, Generation, StartingNoise, check_generators},
-    unet::{Denoising, Surroundings, given_noise, picture_size, set_timesteps, size_like, steps},
+    unet::{given_noise, picture_size, size_like},
 };
 use crate::Result;
 
@@ -90,6 +92,7 @@ pub(crate) fn generate(
     };
     let Opening { latents, kept, surrounding } = repaint.open(parts, pictures, beginning, surroundings.generators)?;
     conditioned.surrounding = surrounding;
+    let predict: Predict<'_> = &mut |latents, timestep, index| conditioned.predict(latents, timestep, index);
     let denoising = Denoising { parts, call: &call, indices, scaling: Scaling::Statistics, upcast: true, kept };
-    Ok(repaint.paste_back(denoising.run(&conditioned, latents, &mut *scheduler, surroundings)?))
+    Ok(repaint.paste_back(denoising.run(predict, latents, &mut *scheduler, surroundings)?))
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor};
+use dw_kernels::ThinProduct;
 
 use super::keys::Part;
 use crate::Result;
@@ -96,6 +97,13 @@ impl Change {
         self.bias.as_ref()
     }
 
+    /// What is added to `bias` (f32, on any device) at this strength: a tensor of its shape.
+    pub(crate) fn shift(&self, bias: &Tensor, strength: f64) -> Result<Option<Tensor>> {
+        let Some(shift) = &self.bias else { return Ok(None) };
+        let shift = shift.to_device(bias.device())?.to_dtype(DType::F32)?;
+        Ok(Some(shift.affine(strength, 0.0)?.reshape(bias.shape())?))
+    }
+
     /// Whether it fits a weight of this shape.
     pub(crate) fn check(&self, shape: &[usize]) -> Result<(), Flaw> {
         let (rows, columns) = matrix(shape);
@@ -112,6 +120,17 @@ impl Change {
                 Err(Flaw::Lengths(lengths.elem_count()))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The two thin matrices whose product is added to the weight at this strength, where that is all that happens
+    /// to it: what a side branch of a layer computes with.
+    pub(crate) fn thin_product(&self, strength: f64) -> Option<ThinProduct<'_>> {
+        match (&self.weight, &self.magnitude) {
+            (Some((Kind::Plain(Factor::Product(left, right)), scale)), None) => {
+                Some(ThinProduct { left, right, factor: strength * scale })
+            }
+            _ => None,
         }
     }
 

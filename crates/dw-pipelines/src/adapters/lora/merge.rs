@@ -1,11 +1,13 @@
 //! Adds the changes of LoRA files to the weights of one component.
 //!
 //! Every change is computed against the base weight, so that their order does not matter, in f32, and the sum is
-//! rounded once to the type of the base. The base tensors are not touched.
+//! rounded once to the type of the base. The base tensors are not touched. Plain low-rank changes, which most files
+//! consist of, are added in one pass without the full matrix of the change.
 
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Tensor};
+use dw_kernels::add_products;
 use rayon::prelude::*;
 
 use super::{Plan, change::Change};
@@ -65,18 +67,16 @@ fn jobs<'a>(files: &[Strengthened<'a>]) -> Vec<Job<'a>> {
 impl Job<'_> {
     /// The changed tensor, of the type, shape and device of `base`.
     fn apply(&self, base: &Tensor) -> Result<Tensor> {
+        if !self.is_bias {
+            let thin = self.changes.iter().map(|(change, strength)| change.thin_product(*strength));
+            if let Some(products) = thin.collect::<Option<Vec<_>>>() {
+                return Ok(add_products(base, &products)?);
+            }
+        }
         let wide = base.to_dtype(DType::F32)?;
         let mut sum = wide.clone();
         for (change, strength) in &self.changes {
-            let delta = if self.is_bias {
-                let shift = |bias: &Tensor| -> Result<Tensor> {
-                    let bias = bias.to_device(base.device())?.to_dtype(DType::F32)?;
-                    Ok(bias.affine(*strength, 0.0)?.reshape(base.shape())?)
-                };
-                change.bias().map(shift).transpose()?
-            } else {
-                change.delta(&wide, *strength)?
-            };
+            let delta = if self.is_bias { change.shift(&wide, *strength)? } else { change.delta(&wide, *strength)? };
             if let Some(delta) = delta {
                 sum = (sum + delta)?;
             }

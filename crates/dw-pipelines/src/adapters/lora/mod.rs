@@ -14,11 +14,12 @@ mod recorded;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use dw_core::event::Event;
 
 pub(crate) use merge::{Strengthened, merge};
 
 use super::{AdapterFile, first_names};
-use crate::{Result, weights::Weights};
+use crate::{Result, request::Context, weights::Weights};
 use change::{Change, Flaw, Parts};
 use keys::Part;
 use modules::Modules;
@@ -94,6 +95,17 @@ impl Lora {
             })
             .collect::<Result<_>>()?;
         Ok(Self { file: file.clone(), modules, unknown })
+    }
+
+    /// `weights` of `component` with the file put on at this strength: other tensors where it changes them, the same
+    /// ones elsewhere. A file that matches nothing is an error.
+    pub fn put_on(&self, component: &str, weights: &Weights, strength: f64, context: Context<'_>) -> Result<Weights> {
+        let mut unmatched = self.left_out(&[component]);
+        let plan = self.plan(component, weights, &mut unmatched)?;
+        if let Some(message) = self.report(std::slice::from_ref(&plan), &unmatched)? {
+            context.events.emit(Event::Warning { message });
+        }
+        Ok(weights.replacing(merge(weights, &[Strengthened { plan, strength }], context)?))
     }
 
     /// Where it was read from.

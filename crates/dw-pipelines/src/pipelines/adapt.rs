@@ -176,6 +176,8 @@ pub(super) fn rebuilt(
             Model::ClipText(ClipTextModel::new(&config, weights.clone())?)
         }
         Model::Tokenizer(_)
+        | Model::T5Tokenizer(_)
+        | Model::T5(_)
         | Model::ClipVision(_)
         | Model::Vae(_)
         | Model::ControlNet(_)

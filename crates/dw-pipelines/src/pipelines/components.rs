@@ -10,10 +10,10 @@ use crate::{
     Error, Result,
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
-        Unet2DConditionModel,
+        T5EncoderModel, Unet2DConditionModel,
     },
     schedulers::{self, Scheduler},
-    text::ClipTokenizer,
+    text::{ClipTokenizer, T5Tokenizer},
     weights::Weights,
 };
 
@@ -23,6 +23,10 @@ pub enum Model {
     Tokenizer(ClipTokenizer),
     /// Token ids to embeddings.
     ClipText(ClipTextModel),
+    /// Text to token ids of a T5 encoder.
+    T5Tokenizer(T5Tokenizer),
+    /// Token ids to embeddings, by T5.
+    T5(T5EncoderModel),
     /// Pictures to embeddings.
     ClipVision(ClipVisionModel),
     /// The denoiser.
@@ -33,6 +37,19 @@ pub enum Model {
     ControlNet(ControlNetModel),
     /// Steers a UNet by pictures of several kinds.
     ControlNetUnion(ControlNetUnionModel),
+}
+
+/// What the way from pictures to latents and back must know of a denoiser, whatever kind it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Denoiser {
+    /// The channels of the latents it predicts.
+    pub(crate) channels: usize,
+    /// The channels it reads: the latents', and those of what it reads beside them.
+    pub(crate) in_channels: usize,
+    /// The type it runs in.
+    pub(crate) dtype: DType,
+    /// How many latents a side of its smallest piece has.
+    pub(crate) patch: usize,
 }
 
 /// A ControlNet of either sort.
@@ -133,6 +150,13 @@ impl Parts {
         }
     }
 
+    /// The denoiser as far as pictures and latents are concerned.
+    pub(crate) fn denoiser(&self) -> Result<Denoiser> {
+        let unet = self.unet()?;
+        let (channels, in_channels) = (unet.config().out_channels, unet.config().in_channels);
+        Ok(Denoiser { channels, in_channels, dtype: unet.dtype(), patch: 1 })
+    }
+
     pub(crate) fn vae(&self) -> Result<&AutoencoderKl> {
         match self.components.get("vae").map(|component| &component.model) {
             Some(Model::Vae(vae)) => Ok(vae),
@@ -174,6 +198,18 @@ impl Parts {
             (Some(Model::Tokenizer(tokenizer)), Some(Model::ClipText(encoder))) => Ok(Some((tokenizer, encoder))),
             (None, _) => Err(self.unusable(tokenizer, false)),
             (Some(Model::Tokenizer(_)), _) => Err(self.unusable(encoder, true)),
+            _ => Err(self.unusable(tokenizer, true)),
+        }
+    }
+
+    /// The T5 encoder with its tokenizer; none when the model has no such encoder, or it is left out.
+    pub(crate) fn t5_encoder(&self, encoder: &str, tokenizer: &str) -> Result<Option<(&T5Tokenizer, &T5EncoderModel)>> {
+        let model = |name: &str| self.components.get(name).map(|component| &component.model);
+        match (model(tokenizer), model(encoder)) {
+            (_, None) => Ok(None),
+            (Some(Model::T5Tokenizer(tokenizer)), Some(Model::T5(encoder))) => Ok(Some((tokenizer, encoder))),
+            (None, _) => Err(self.unusable(tokenizer, false)),
+            (Some(Model::T5Tokenizer(_)), _) => Err(self.unusable(encoder, true)),
             _ => Err(self.unusable(tokenizer, true)),
         }
     }

@@ -22,11 +22,11 @@ use crate::{
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
-        Unet2DConditionModel, UnetConfig, config::without_nulls,
+        T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
-    text::ClipTokenizer,
+    text::{ClipTokenizer, T5Tokenizer},
     weights::Weights,
 };
 
@@ -43,6 +43,10 @@ pub(crate) enum Kind {
     Tokenizer,
     /// A CLIP text encoder.
     ClipText,
+    /// A T5 tokenizer.
+    T5Tokenizer,
+    /// A T5 text encoder.
+    T5,
     /// A CLIP image encoder.
     ClipVision,
     /// A `UNet2DConditionModel`.
@@ -59,11 +63,29 @@ impl Kind {
         match self {
             Self::Tokenizer => &["CLIPTokenizer", "CLIPTokenizerFast"],
             Self::ClipText => &["CLIPTextModel", "CLIPTextModelWithProjection"],
+            Self::T5Tokenizer => &["T5Tokenizer", "T5TokenizerFast"],
+            Self::T5 => &["T5EncoderModel"],
             Self::ClipVision => &["CLIPVisionModelWithProjection"],
             Self::Unet => &["UNet2DConditionModel"],
             Self::Vae => &["AutoencoderKL"],
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
         }
+    }
+
+    /// Whether it is made of a vocabulary and has no weights.
+    fn is_tokenizer(self) -> bool {
+        matches!(self, Self::Tokenizer | Self::T5Tokenizer)
+    }
+
+    /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
+    /// replaces the denoiser and what steers it.
+    fn is_needed(self) -> bool {
+        matches!(self, Self::Unet | Self::ControlNet)
+    }
+
+    /// Whether LoRAs may act on it.
+    fn takes_adapters(self) -> bool {
+        matches!(self, Self::ClipText | Self::Unet)
     }
 }
 
@@ -110,8 +132,7 @@ pub(crate) fn load(
     let mut origins = Vec::new();
     for slot in implementation.slots {
         let planned = planner.plan(*slot)?;
-        // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser and what steers it.
-        if planned.is_empty() && matches!(slot.kind, Kind::Unet | Kind::ControlNet) {
+        if planned.is_empty() && slot.kind.is_needed() {
             let (class, name) = (implementation.class, slot.name);
             return Err(Error::Unsupported(format!(
                 "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
@@ -355,7 +376,7 @@ impl Planner<'_> {
                 "component `{name}` of class `{class}` cannot be loaded by this build; it reads `{known}`"
             )));
         }
-        let (weights, contents) = if slot.kind == Kind::Tokenizer {
+        let (weights, contents) = if slot.kind.is_tokenizer() {
             files.fetch(folder, Need::Tokenizer, self.context)?;
             (None, files.fingerprint(folder, &TOKENIZER_FILES)?)
         } else {
@@ -442,7 +463,7 @@ fn read_all(
 impl Planned {
     fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
-            let model = Model::Tokenizer(self.tokenizer()?);
+            let model = self.tokenizer()?;
             return Ok(Component {
                 class: self.class.clone(),
                 key: self.key.clone(),
@@ -466,18 +487,22 @@ impl Planned {
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
         let bytes = weights.bytes();
-        let takes_adapters = matches!(self.kind, Kind::ClipText | Kind::Unet);
-        let weights = takes_adapters.then_some(weights);
+        let weights = self.kind.takes_adapters().then_some(weights);
         Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
     }
 
-    fn tokenizer(&self) -> Result<ClipTokenizer> {
-        ClipTokenizer::new(&self.files.tokenizer(&self.folder)?)
+    fn tokenizer(&self) -> Result<Model> {
+        let files = self.files.tokenizer(&self.folder)?;
+        Ok(match self.kind {
+            Kind::T5Tokenizer => Model::T5Tokenizer(T5Tokenizer::new(&files)?),
+            _ => Model::Tokenizer(ClipTokenizer::new(&files)?),
+        })
     }
 
     fn build(&self, weights: Weights) -> Result<Model> {
         Ok(match self.kind {
-            Kind::Tokenizer => Model::Tokenizer(self.tokenizer()?),
+            Kind::Tokenizer | Kind::T5Tokenizer => self.tokenizer()?,
+            Kind::T5 => Model::T5(T5EncoderModel::new(&self.config()?, weights)?),
             Kind::ClipText => Model::ClipText(ClipTextModel::new(&self.config()?, weights)?),
             Kind::ClipVision => Model::ClipVision(ClipVisionModel::new(&self.config()?, weights)?),
             Kind::Unet => Model::Unet(Unet2DConditionModel::new(&self.config()?, weights)?),

@@ -14,6 +14,7 @@ mod control;
 mod decode;
 mod denoise;
 mod fit;
+mod flow;
 mod guidance;
 mod image_prompt;
 mod image_to_image;
@@ -30,6 +31,7 @@ pub(crate) mod stable_diffusion_xl;
 pub(crate) mod stable_diffusion_xl_controlnet;
 pub(crate) mod stable_diffusion_xl_img2img;
 pub(crate) mod stable_diffusion_xl_inpaint;
+mod t5_prompt;
 pub mod text_to_image;
 mod unet;
 mod weighting;
@@ -163,8 +165,10 @@ impl Pipeline {
     }
 }
 
-/// What a call multiplies the scale of every LoRA by: `cross_attention_kwargs.scale`.
+/// What a call multiplies the scale of every LoRA by: `cross_attention_kwargs.scale`, or as transformers call it
+/// `joint_attention_kwargs.scale`.
 fn lora_factor(arguments: &Arguments) -> f64 {
-    let scale = arguments.values.get("cross_attention_kwargs").and_then(|kwargs| kwargs.get("scale"));
+    let kwargs = ["cross_attention_kwargs", "joint_attention_kwargs"];
+    let scale = kwargs.iter().find_map(|name| arguments.values.get(*name)?.get("scale"));
     scale.and_then(serde_json::Value::as_f64).unwrap_or(1.0)
 }

@@ -38,7 +38,8 @@ impl<'a> Truncations<'a> {
         Self { context, told: Vec::new() }
     }
 
-    fn tell(&mut self, lost: String, max_length: usize) {
+    /// Tells of the end of a prompt that did not fit into `max_length` tokens.
+    pub(crate) fn tell(&mut self, lost: String, max_length: usize) {
         if self.told.contains(&lost) {
             return;
         }

@@ -107,7 +107,8 @@ pub(crate) fn scale_factor(parts: &Parts) -> usize {
 
 /// What the sides of a call's pictures must be multiples of.
 pub(crate) fn side_multiple(parts: &Parts) -> usize {
-    scale_factor(parts).max(8)
+    let patch = parts.denoiser().map_or(1, |denoiser| denoiser.patch);
+    (scale_factor(parts) * patch).max(8)
 }
 
 /// Height and width in pixels of a call; the UNet's training size when the call names none, and `fallback`
@@ -136,16 +137,16 @@ pub(crate) fn starting_noise(
     generators: &mut Generators,
     sigma: f64,
 ) -> Result<Tensor> {
-    let (unet, scale) = (parts.unet()?, scale_factor(parts));
-    let shape = [pictures, unet.config().in_channels, size.0 / scale, size.1 / scale];
-    let (dtype, device) = (unet.dtype(), &parts.device);
+    let (denoiser, scale) = (parts.denoiser()?, scale_factor(parts));
+    let shape = [pictures, denoiser.channels, size.0 / scale, size.1 / scale];
+    let (dtype, device) = (denoiser.dtype, &parts.device);
     initial_latents(given_noise(parts, arguments)?, &shape, (dtype, device), generators, sigma)
 }
 
 /// The noise that a call gives (`latents`), in the denoiser's type.
 pub(crate) fn given_noise(parts: &Parts, arguments: &Arguments) -> Result<Option<Tensor>> {
     let StartingNoise { latents } = group(arguments)?;
-    let dtype = parts.unet()?.dtype();
+    let dtype = parts.denoiser()?.dtype;
     latents.map(|handle| tensor(arguments, "latents", handle, dtype, &parts.device)).transpose()
 }
 

@@ -99,7 +99,7 @@ impl Kind {
 
     /// Whether LoRAs may act on it.
     fn takes_adapters(self) -> bool {
-        matches!(self, Self::ClipText | Self::Unet | Self::Sd3Transformer)
+        matches!(self, Self::ClipText | Self::T5 | Self::Unet | Self::Sd3Transformer)
     }
 }
 
@@ -168,7 +168,7 @@ pub(crate) fn load(
             implementation.class
         )));
     }
-    let adapters = Adapters::find(request, has_unet, hub, context)?;
+    let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
     let mut components = read_all(origins, &request.device, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
     let mut parts = Parts {

@@ -10,7 +10,7 @@ use crate::{
     Error, Result,
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
-        T5EncoderModel, Unet2DConditionModel,
+        Sd3ControlNetModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, config::OneOrMany,
     },
     schedulers::{self, Scheduler},
     text::{ClipTokenizer, T5Tokenizer},
@@ -37,6 +37,10 @@ pub enum Model {
     ControlNet(ControlNetModel),
     /// Steers a UNet by pictures of several kinds.
     ControlNetUnion(ControlNetUnionModel),
+    /// The denoiser of Stable Diffusion 3.
+    Sd3Transformer(Sd3Transformer2DModel),
+    /// Steers such a denoiser by a picture.
+    Sd3ControlNet(Sd3ControlNetModel),
 }
 
 /// What the way from pictures to latents and back must know of a denoiser, whatever kind it is.
@@ -50,6 +54,8 @@ pub(crate) struct Denoiser {
     pub(crate) dtype: DType,
     /// How many latents a side of its smallest piece has.
     pub(crate) patch: usize,
+    /// Height and width of the training latents, where the configuration names them.
+    pub(crate) sample_size: Option<(usize, usize)>,
 }
 
 /// A ControlNet of either sort.
@@ -152,9 +158,52 @@ impl Parts {
 
     /// The denoiser as far as pictures and latents are concerned.
     pub(crate) fn denoiser(&self) -> Result<Denoiser> {
+        if let Some(Model::Sd3Transformer(transformer)) = self.model("transformer") {
+            let config = transformer.config();
+            return Ok(Denoiser {
+                channels: config.latent_channels(),
+                in_channels: config.in_channels,
+                dtype: transformer.dtype(),
+                patch: config.patch_size,
+                sample_size: Some((config.sample_size, config.sample_size)),
+            });
+        }
         let unet = self.unet()?;
-        let (channels, in_channels) = (unet.config().out_channels, unet.config().in_channels);
-        Ok(Denoiser { channels, in_channels, dtype: unet.dtype(), patch: 1 })
+        let config = unet.config();
+        Ok(Denoiser {
+            channels: config.out_channels,
+            in_channels: config.in_channels,
+            dtype: unet.dtype(),
+            patch: 1,
+            sample_size: match &config.sample_size {
+                Some(OneOrMany::One(side)) => Some((*side, *side)),
+                Some(OneOrMany::Many(sides)) if sides.len() == 2 => Some((sides[0], sides[1])),
+                _ => None,
+            },
+        })
+    }
+
+    pub(crate) fn sd3_transformer(&self) -> Result<&Sd3Transformer2DModel> {
+        match self.model("transformer") {
+            Some(Model::Sd3Transformer(transformer)) => Ok(transformer),
+            other => Err(self.unusable("transformer", other.is_some())),
+        }
+    }
+
+    /// The ControlNets of Stable Diffusion 3, in the order of the step's list; at least one.
+    pub(crate) fn sd3_controlnets(&self) -> Result<Vec<&Sd3ControlNetModel>> {
+        let name = "controlnet";
+        let models = (0..).map_while(|at| self.model(&numbered(name, at)));
+        let models = models.map(|model| match model {
+            Model::Sd3ControlNet(model) => Ok(model),
+            _ => Err(self.unusable(name, true)),
+        });
+        let models = models.collect::<Result<Vec<_>>>()?;
+        if models.is_empty() { Err(self.unusable(name, false)) } else { Ok(models) }
+    }
+
+    fn model(&self, name: &str) -> Option<&Model> {
+        self.components.get(name).map(|component| &component.model)
     }
 
     pub(crate) fn vae(&self) -> Result<&AutoencoderKl> {

@@ -22,13 +22,16 @@ use crate::{
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
-        T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
+        Sd3ControlNetModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, UnetConfig,
+        config::without_nulls,
     },
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     text::{ClipTokenizer, T5Tokenizer},
     weights::Weights,
 };
+
+mod sd3_family;
 
 const CONTROLNET: &str = "ControlNetModel";
 const CONTROLNET_UNION: &str = "ControlNetUnionModel";
@@ -55,6 +58,10 @@ pub(crate) enum Kind {
     Vae,
     /// A `ControlNetModel` or `ControlNetUnionModel`; a step may list several.
     ControlNet,
+    /// An `SD3Transformer2DModel`.
+    Sd3Transformer,
+    /// An `SD3ControlNetModel`; a step may list several.
+    Sd3ControlNet,
 }
 
 impl Kind {
@@ -69,7 +76,14 @@ impl Kind {
             Self::Unet => &["UNet2DConditionModel"],
             Self::Vae => &["AutoencoderKL"],
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
+            Self::Sd3Transformer => &["SD3Transformer2DModel"],
+            Self::Sd3ControlNet => &["SD3ControlNetModel"],
         }
+    }
+
+    /// Whether a step may list several.
+    fn is_listed(self) -> bool {
+        matches!(self, Self::ControlNet | Self::Sd3ControlNet)
     }
 
     /// Whether it is made of a vocabulary and has no weights.
@@ -80,12 +94,12 @@ impl Kind {
     /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
     /// replaces the denoiser and what steers it.
     fn is_needed(self) -> bool {
-        matches!(self, Self::Unet | Self::ControlNet)
+        matches!(self, Self::Unet | Self::Sd3Transformer) || self.is_listed()
     }
 
     /// Whether LoRAs may act on it.
     fn takes_adapters(self) -> bool {
-        matches!(self, Self::ClipText | Self::Unet)
+        matches!(self, Self::ClipText | Self::Unet | Self::Sd3Transformer)
     }
 }
 
@@ -142,11 +156,19 @@ pub(crate) fn load(
         origins.extend(planned);
     }
     check_family(&origins)?;
+    sd3_family::check(&origins)?;
     if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
         origins.push((planned.name.clone(), Origin::Loaded(planned)));
     }
     let pixels = planner.clip_pixels(&found)?;
-    let adapters = Adapters::find(request, hub, context)?;
+    let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
+    if !has_unet && !request.ip_adapters.is_empty() {
+        return Err(Error::Unsupported(format!(
+            "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
+            implementation.class
+        )));
+    }
+    let adapters = Adapters::find(request, has_unet, hub, context)?;
     let mut components = read_all(origins, &request.device, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
     let mut parts = Parts {
@@ -277,7 +299,7 @@ impl Planner<'_> {
             Some(ComponentChoice::Shared) => self.shared(slot).map(Origin::Shared).map(single),
             Some(ComponentChoice::Load(list)) => match list.as_slice() {
                 [component] => self.replacement(slot, component, 0).map(Origin::Loaded).map(single),
-                list if slot.kind == Kind::ControlNet => {
+                list if slot.kind.is_listed() => {
                     let origin = |(at, component)| {
                         Ok((numbered(name, at), Origin::Loaded(self.replacement(slot, component, at)?)))
                     };
@@ -373,7 +395,7 @@ impl Planner<'_> {
             let known = slot.kind.classes().join("` or `");
             let name = slot.name;
             return Err(Error::Unsupported(format!(
-                "component `{name}` of class `{class}` cannot be loaded by this build; it reads `{known}`"
+                "component `{name}` of class `{class}` cannot be loaded for this pipeline; it takes `{known}`"
             )));
         }
         let (weights, contents) = if slot.kind.is_tokenizer() {
@@ -511,6 +533,8 @@ impl Planned {
                 Model::ControlNetUnion(ControlNetUnionModel::new(&self.config()?, weights)?)
             }
             Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
+            Kind::Sd3Transformer => Model::Sd3Transformer(Sd3Transformer2DModel::new(&self.config()?, weights)?),
+            Kind::Sd3ControlNet => Model::Sd3ControlNet(Sd3ControlNetModel::new(&self.config()?, weights)?),
         })
     }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
+    models::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput},
     rng::Generators,
 };
 
@@ -111,15 +111,11 @@ pub(crate) fn side_multiple(parts: &Parts) -> usize {
     (scale_factor(parts) * patch).max(8)
 }
 
-/// Height and width in pixels of a call; the UNet's training size when the call names none, and `fallback`
-/// latents when the UNet names none either.
+/// Height and width in pixels of a call; the denoiser's training size when the call names none, and `fallback`
+/// latents when the denoiser names none either.
 pub(crate) fn picture_size(parts: &Parts, canvas: &Canvas, fallback: usize) -> Result<(usize, usize)> {
     let scale = scale_factor(parts);
-    let (height, width) = match &parts.unet()?.config().sample_size {
-        Some(OneOrMany::One(side)) => (*side, *side),
-        Some(OneOrMany::Many(sides)) if sides.len() == 2 => (sides[0], sides[1]),
-        _ => (fallback, fallback),
-    };
+    let (height, width) = parts.denoiser()?.sample_size.unwrap_or((fallback, fallback));
     canvas.size((height * scale, width * scale), side_multiple(parts))
 }
 

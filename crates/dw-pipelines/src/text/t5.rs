@@ -69,7 +69,8 @@ impl T5Tokenizer {
         self.tokenizer.encode(text, false).map_err(|error| refuse(&error.to_string()))
     }
 
-    fn text_of(&self, ids: &[u32]) -> Result<String> {
+    /// Roughly the text that became `ids`.
+    pub fn text_of(&self, ids: &[u32]) -> Result<String> {
         let text = self.tokenizer.decode(ids, false).map_err(|error| refuse(&error.to_string()))?;
         Ok(text.trim().to_owned())
     }

@@ -216,8 +216,9 @@ impl FluxTransformer2DModel {
         &self.device
     }
 
-    /// The prediction for each token, `(batch, tokens, predicted_channels)`.
-    pub fn forward(&self, input: &FluxInput<'_>, residuals: Option<&FluxResiduals>) -> Result<Tensor> {
+    /// The prediction for each token, `(batch, tokens, predicted_channels)`. `residuals` has an entry for each
+    /// ControlNet.
+    pub fn forward(&self, input: &FluxInput<'_>, residuals: &[FluxResiduals]) -> Result<Tensor> {
         let (tokens, embedding) = self.stem.forward(input)?;
         let picture = self.blocks.forward(tokens, &embedding, input.rotary, residuals)?;
         self.proj_out.forward(&self.norm_out.forward(&picture, &embedding)?)

@@ -45,7 +45,7 @@ impl Blocks {
         tokens: Tokens,
         embedding: &Tensor,
         rotary: &Rotary,
-        residuals: Option<&FluxResiduals>,
+        residuals: &[FluxResiduals],
     ) -> Result<Tensor> {
         self.forward_observed(tokens, embedding, rotary, residuals, &mut Unobserved)
     }
@@ -56,7 +56,7 @@ impl Blocks {
         tokens: Tokens,
         embedding: &Tensor,
         rotary: &Rotary,
-        residuals: Option<&FluxResiduals>,
+        residuals: &[FluxResiduals],
         observer: &mut dyn BlockObserver,
     ) -> Result<Tensor> {
         let Tokens { mut picture, mut text } = tokens;
@@ -64,7 +64,7 @@ impl Blocks {
             let (next_picture, next_text) = block.forward(&picture, &text, embedding, Some(rotary))?;
             (picture, text) = (next_picture, within_f16(next_text)?);
             observer.joint(&picture);
-            if let Some(residual) = residuals.and_then(|residuals| residuals.after_joint(i, self.joint.len())) {
+            for residual in residuals.iter().filter_map(|residuals| residuals.after_joint(i, self.joint.len())) {
                 picture = (picture + residual)?;
             }
         }
@@ -73,7 +73,7 @@ impl Blocks {
         for (i, block) in self.single.iter().enumerate() {
             joined = within_f16(block.forward(&joined, embedding, rotary)?)?;
             observer.single(&joined, pixels)?;
-            if let Some(residual) = residuals.and_then(|residuals| residuals.after_single(i, self.single.len())) {
+            for residual in residuals.iter().filter_map(|residuals| residuals.after_single(i, self.single.len())) {
                 joined = (joined + residual.pad_with_zeros(1, 0, words)?)?;
             }
         }

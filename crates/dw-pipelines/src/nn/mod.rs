@@ -10,6 +10,7 @@ mod embedding;
 mod linear;
 mod norm;
 mod resample;
+mod rotary;
 
 pub use activation::{Activation, geglu};
 pub use attention::{AttentionOptions, Mask, attention};
@@ -18,6 +19,7 @@ pub use embedding::{Embedding, TimestepEmbedding, Timesteps};
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use resample::{upsample_nearest, upsample_nearest_2x};
+pub use rotary::Rotary;
 
 use candle_core::{DType, Device};
 

@@ -23,7 +23,7 @@ use crate::{
         lora::{self, Denoiser, Strengthened, merge},
     },
     hub::Hub,
-    models::{ClipTextModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel},
+    models::{ClipTextModel, FluxTransformer2DModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel},
     request::{Context, PipelineRequest},
     weights::Weights,
 };
@@ -173,6 +173,13 @@ pub(super) fn rebuilt(
         Model::Sd3Transformer(transformer) => {
             Model::Sd3Transformer(Sd3Transformer2DModel::new(transformer.config(), weights.clone())?)
         }
+        Model::FluxTransformer(transformer) => {
+            let mut config = transformer.config().clone();
+            // A control LoRA gives it more inputs, and no more outputs.
+            config.out_channels = Some(config.predicted_channels());
+            config.in_channels = FluxTransformer2DModel::inputs(&weights).unwrap_or(config.in_channels);
+            Model::FluxTransformer(FluxTransformer2DModel::new(&config, weights.clone())?)
+        }
         Model::ClipText(encoder) => {
             let mut config = encoder.config().clone();
             config.vocab_size = ClipTextModel::words(&weights).unwrap_or(config.vocab_size);
@@ -185,7 +192,10 @@ pub(super) fn rebuilt(
         | Model::Vae(_)
         | Model::ControlNet(_)
         | Model::ControlNetUnion(_)
-        | Model::Sd3ControlNet(_) => {
+        | Model::Sd3ControlNet(_)
+        | Model::FluxControlNet(_)
+        | Model::Siglip(_)
+        | Model::Redux(_) => {
             return Err(Error::Unsupported(format!("a `{}` takes no adapters", component.class)));
         }
     };

@@ -22,15 +22,16 @@ use crate::{
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
-        Sd3ControlNetModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, UnetConfig,
-        config::without_nulls,
+        FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
+        SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
-    registry::Implementation,
+    registry::{Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     text::{ClipTokenizer, T5Tokenizer},
     weights::Weights,
 };
 
+mod flux_family;
 mod sd3_family;
 
 const CONTROLNET: &str = "ControlNetModel";
@@ -62,6 +63,14 @@ pub(crate) enum Kind {
     Sd3Transformer,
     /// An `SD3ControlNetModel`; a step may list several.
     Sd3ControlNet,
+    /// A `FluxTransformer2DModel`.
+    FluxTransformer,
+    /// A `FluxControlNetModel`; a step may list several.
+    FluxControlNet,
+    /// A SigLIP image encoder.
+    Siglip,
+    /// A `ReduxImageEncoder`.
+    Redux,
 }
 
 impl Kind {
@@ -78,12 +87,16 @@ impl Kind {
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
             Self::Sd3Transformer => &["SD3Transformer2DModel"],
             Self::Sd3ControlNet => &["SD3ControlNetModel"],
+            Self::FluxTransformer => &["FluxTransformer2DModel"],
+            Self::FluxControlNet => &["FluxControlNetModel"],
+            Self::Siglip => &["SiglipVisionModel"],
+            Self::Redux => &["ReduxImageEncoder"],
         }
     }
 
     /// Whether a step may list several.
     fn is_listed(self) -> bool {
-        matches!(self, Self::ControlNet | Self::Sd3ControlNet)
+        matches!(self, Self::ControlNet | Self::Sd3ControlNet | Self::FluxControlNet)
     }
 
     /// Whether it is made of a vocabulary and has no weights.
@@ -94,12 +107,13 @@ impl Kind {
     /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
     /// replaces the denoiser and what steers it.
     fn is_needed(self) -> bool {
-        matches!(self, Self::Unet | Self::Sd3Transformer) || self.is_listed()
+        matches!(self, Self::Unet | Self::Sd3Transformer | Self::FluxTransformer | Self::Siglip | Self::Redux)
+            || self.is_listed()
     }
 
     /// Whether LoRAs may act on it.
     fn takes_adapters(self) -> bool {
-        matches!(self, Self::ClipText | Self::T5 | Self::Unet | Self::Sd3Transformer)
+        matches!(self, Self::ClipText | Self::T5 | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
     }
 }
 
@@ -139,7 +153,11 @@ pub(crate) fn load(
     context: Context<'_>,
 ) -> Result<Parts> {
     check_names(request, implementation)?;
-    let scheduler = scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?;
+    let scheduler = match implementation.task {
+        // Nothing is denoised.
+        Task::Prior => SchedulerSetup::unused(),
+        _ => scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?,
+    };
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let mut planner = Planner { request, files, index: &index, hub, cache, context };
@@ -157,10 +175,12 @@ pub(crate) fn load(
     }
     check_family(&origins)?;
     sd3_family::check(&origins)?;
+    flux_family::check(&origins)?;
     if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
         origins.push((planned.name.clone(), Origin::Loaded(planned)));
     }
     let pixels = planner.clip_pixels(&found)?;
+    let feature_extractor = planner.own_feature_extractor(implementation)?;
     let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
     if !has_unet && !request.ip_adapters.is_empty() {
         return Err(Error::Unsupported(format!(
@@ -179,6 +199,7 @@ pub(crate) fn load(
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
+        feature_extractor,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
     };
@@ -342,6 +363,16 @@ impl Planner<'_> {
                  `image_encoder_folder` of the IP-Adapter, or load a component `image_encoder`"
             )),
         })
+    }
+
+    /// How the model prepares pictures for an image encoder of its own.
+    fn own_feature_extractor(&self, implementation: &Implementation) -> Result<Option<Value>> {
+        let has_encoder = implementation.slots.iter().any(|slot| slot.kind == Kind::Siglip);
+        if !has_encoder || self.index.pointer("/feature_extractor/1").is_none_or(Value::is_null) {
+            return Ok(None);
+        }
+        self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
+        self.files.read_json("feature_extractor/preprocessor_config.json")
     }
 
     /// How the model prepares pictures for CLIP.
@@ -535,6 +566,10 @@ impl Planned {
             Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
             Kind::Sd3Transformer => Model::Sd3Transformer(Sd3Transformer2DModel::new(&self.config()?, weights)?),
             Kind::Sd3ControlNet => Model::Sd3ControlNet(Sd3ControlNetModel::new(&self.config()?, weights)?),
+            Kind::FluxTransformer => Model::FluxTransformer(FluxTransformer2DModel::new(&self.config()?, weights)?),
+            Kind::FluxControlNet => Model::FluxControlNet(FluxControlNetModel::new(&self.config()?, weights)?),
+            Kind::Siglip => Model::Siglip(SiglipVisionModel::new(&self.config()?, weights)?),
+            Kind::Redux => Model::Redux(ReduxImageEncoder::new(&self.config()?, &weights)?),
         })
     }
 

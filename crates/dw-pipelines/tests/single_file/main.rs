@@ -2,6 +2,7 @@
 //! very same tensors, and anything that is wrong with a file must be said before a model runs.
 
 mod original;
+mod transformers;
 
 use std::{
     collections::BTreeMap,

@@ -122,3 +122,161 @@ fn files_for_other_models_or_of_another_kind_are_refused_before_anything_is_load
     let message = check_unet(&broken.file()).expect_err("corrupt").to_string();
     assert!(message.contains("not a valid safetensors file"), "{message}");
 }
+
+/// The layers of a Flux with one block of each kind and 8 features, each with other numbers.
+fn flux() -> Weights {
+    let (double, single) = ("transformer_blocks.0", "single_transformer_blocks.0");
+    let mut layers: Vec<(String, usize, usize)> = ["to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"]
+        .map(|name| (format!("{double}.attn.{name}"), 8, 8))
+        .to_vec();
+    layers.extend(["to_q", "to_k", "to_v"].map(|name| (format!("{single}.attn.{name}"), 8, 8)));
+    layers.push((format!("{single}.proj_mlp"), 32, 8));
+    layers.push((format!("{single}.proj_out"), 8, 40));
+    layers.push(("x_embedder".into(), 8, 4));
+    layers.push(("norm_out.linear".into(), 16, 8));
+    let mut tensors = HashMap::new();
+    for (number, (layer, rows, columns)) in layers.into_iter().enumerate() {
+        tensors.insert(format!("{layer}.weight"), numbers(&[rows, columns], number));
+        tensors.insert(format!("{layer}.bias"), numbers(&[rows], number));
+    }
+    tensors.insert(format!("{double}.attn.norm_q.weight"), numbers(&[4], 99));
+    Weights::from_tensors(tensors, "flux")
+}
+
+fn numbers(shape: &[usize], seed: usize) -> Tensor {
+    let count = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..count).map(|at| ((at * 5 + seed * 3 + at * at) % 11) as f32 / 4.0 - 1.0).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).expect("as many values as the shape has")
+}
+
+/// The weights of [`flux`] with a file of these tensors put on.
+fn adapted(test: &str, tensors: HashMap<String, Tensor>) -> Weights {
+    let written = Written::new(test, &[]);
+    safetensors::save(&tensors, &written.0).expect("the temporary folder is writable");
+    let told = std::sync::Mutex::new(Vec::new());
+    let sink = |event: Event| told.lock().expect("no sink panics").push(event);
+    let cancel = CancellationToken::default();
+    let context = Context { events: &sink, cancel: &cancel };
+    let lora = Lora::read(&written.file()).expect("valid");
+    let adapted = lora.put_on("transformer", &flux(), 0.5, context).expect("the file fits");
+    assert_eq!(told.lock().expect("no sink panics").len(), 0, "every tensor has a place");
+    adapted
+}
+
+fn assert_same(found: &Weights, expected: &Weights) {
+    let mut names: Vec<&str> = expected.names().collect();
+    names.sort_unstable();
+    for name in names {
+        let values = |weights: &Weights| {
+            let tensor = weights.find(name).expect("both have it");
+            tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>()).expect("f32 values")
+        };
+        let (found, expected) = (values(found), values(expected));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{name}");
+    }
+}
+
+/// A low-rank change of a fused layer, and the same of the layers it consists of.
+fn fused_and_split(fused: [&str; 2], split: &[(&str, usize)], columns: usize) -> [HashMap<String, Tensor>; 2] {
+    let rows = split.iter().map(|(_, rows)| rows).sum();
+    let (down, up) = (numbers(&[3, columns], 5), numbers(&[rows, 3], 6));
+    let mut parts = HashMap::new();
+    let mut start = 0;
+    for (name, rows) in split {
+        parts.insert(format!("transformer.{name}.lora_A.weight"), down.clone());
+        let up = up.narrow(0, start, *rows).and_then(|up| up.contiguous()).expect("inside");
+        parts.insert(format!("transformer.{name}.lora_B.weight"), up);
+        start += rows;
+    }
+    let [down_name, up_name] = fused.map(str::to_owned);
+    [HashMap::from([(down_name, down), (up_name, up)]), parts]
+}
+
+#[test]
+fn a_fused_layer_changes_like_the_layers_it_consists_of() {
+    let (double, single) = ("transformer_blocks.0.attn", "single_transformer_blocks.0");
+    let split = |names: [&str; 3]| names.map(|name| format!("{double}.{name}"));
+    let text = split(["add_q_proj", "add_k_proj", "add_v_proj"]);
+    let single_parts = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"].map(|name| format!("{single}.{name}"));
+    let text: Vec<(&str, usize)> = text.iter().map(|name| (name.as_str(), 8)).collect();
+    let parts: Vec<(&str, usize)> = single_parts.iter().map(String::as_str).zip([8, 8, 8, 32]).collect();
+    let kohya = "lora_unet_single_blocks_0_linear1";
+    let kohya = [format!("{kohya}.lora_down.weight"), format!("{kohya}.lora_up.weight")];
+    let xlabs = "double_blocks.0.processor.qkv_lora2";
+    let xlabs = [format!("{xlabs}.down.weight"), format!("{xlabs}.up.weight")];
+    let xlabs_single = "single_blocks.0.processor.qkv_lora";
+    let xlabs_single = [format!("{xlabs_single}.down.weight"), format!("{xlabs_single}.up.weight")];
+    let comfy = "diffusion_model.double_blocks.0.txt_attn.qkv";
+    let comfy = [format!("{comfy}.lora_A.weight"), format!("{comfy}.lora_B.weight")];
+    for (at, (names, split)) in
+        [(kohya, &parts[..]), (xlabs, &text), (xlabs_single, &parts[..3]), (comfy, &text)].into_iter().enumerate()
+    {
+        let [fused, split] = fused_and_split(names.each_ref().map(String::as_str), split, 8);
+        let (fused, split) = (adapted(&format!("fused{at}"), fused), adapted(&format!("split{at}"), split));
+        assert_same(&fused, &split);
+    }
+}
+
+#[test]
+fn a_control_lora_replaces_norms_shifts_biases_and_brings_inputs() {
+    let modulation = "final_layer.adaLN_modulation.1";
+    let norm = numbers(&[4], 7);
+    let tensors = HashMap::from([
+        ("double_blocks.0.img_attn.norm.query_norm.scale".to_owned(), norm.clone()),
+        ("img_in.lora_A.weight".to_owned(), numbers(&[2, 6], 1)),
+        ("img_in.lora_B.weight".to_owned(), numbers(&[8, 2], 2)),
+        (format!("{modulation}.lora_A.weight"), numbers(&[2, 8], 3)),
+        (format!("{modulation}.lora_B.weight"), numbers(&[16, 2], 4)),
+        (format!("{modulation}.lora_B.bias"), numbers(&[16], 5)),
+    ]);
+    let (base, found) = (flux(), adapted("control", tensors));
+    let values = |weights: &Weights, name: &str| -> Vec<f32> {
+        let tensor = weights.find(name).expect("both have it");
+        tensor.flatten_all().and_then(|tensor| tensor.to_vec1()).expect("f32 values")
+    };
+    let written = |tensor: &Tensor| tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>()).expect("values");
+    assert_eq!(values(&found, "transformer_blocks.0.attn.norm_q.weight"), written(&norm), "at any strength");
+    let product = numbers(&[8, 2], 2).matmul(&numbers(&[2, 6], 1)).expect("they fit");
+    let product = product.to_vec2::<f32>().expect("a matrix");
+    let (wide, narrow) = (values(&found, "x_embedder.weight"), values(&base, "x_embedder.weight"));
+    for row in 0..8 {
+        for column in 0..6 {
+            let own = if column < 4 { narrow[row * 4 + column] } else { 0.0 };
+            assert!((wide[row * 6 + column] - own - 0.5 * product[row][column]).abs() < 1e-5, "{row} {column}");
+        }
+    }
+    // The halves of the modulation change places.
+    let shift = written(&numbers(&[16], 5));
+    let (bias, own) = (values(&found, "norm_out.linear.bias"), values(&base, "norm_out.linear.bias"));
+    for row in 0..16 {
+        assert!((bias[row] - own[row] - 0.5 * shift[(row + 8) % 16]).abs() < 1e-5, "{row}");
+    }
+}
+
+#[test]
+fn files_for_the_other_transformer_are_refused_by_their_names() {
+    let said = |test: &str, name: &str, denoiser: Denoiser| {
+        let written = Written::new(test, &[(name, &[2, 2])]);
+        check(&written.file(), denoiser).map_err(|error| error.to_string())
+    };
+    let flux = "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight";
+    let sd3 = "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight";
+    let either = "transformer.transformer_blocks.0.attn.to_k.lora_A.weight";
+    let unet = "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight";
+    for (at, (name, denoiser, expected)) in [
+        (flux, Denoiser::StableDiffusion3, "made for Flux, and the model is Stable Diffusion 3"),
+        (sd3, Denoiser::Flux, "made for Stable Diffusion 3, and the model is Flux"),
+        (unet, Denoiser::Flux, "made for a Stable Diffusion with a UNet, and the model is Flux"),
+        (either, Denoiser::Unet, "made for a diffusion transformer"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let message = said(&format!("other{at}"), name, denoiser).expect_err("another family");
+        assert!(message.contains(expected), "{message}");
+    }
+    assert_eq!(said("either", either, Denoiser::Flux), Ok(()));
+    assert_eq!(said("either3", either, Denoiser::StableDiffusion3), Ok(()));
+    assert_eq!(said("own", flux, Denoiser::Flux), Ok(()));
+}

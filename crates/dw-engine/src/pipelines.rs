@@ -9,11 +9,12 @@ use dw_core::{
     artifact::Entry,
     plan::{PipelineStep, PlannedStep, ReferenceStep},
     seed::Seed,
-    workflow::{Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, TextualInversion},
+    workflow::{Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, QuantizationConfig, TextualInversion},
 };
 use dw_pipelines::{
     Error, Result,
     pipelines::{ComponentCache, Pipeline},
+    quant::QuantizationRequest,
     request::{
         ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
         PipelineRequest, SchedulerRequest, TextualInversionRequest,
@@ -196,6 +197,17 @@ fn component(spec: &Component, base_dir: &Path) -> Result<ComponentRequest> {
         subfolder: from.subfolder.clone(),
         variant: from.variant.clone(),
         dtype: from.torch_dtype.as_deref().map(dtype).transpose()?.flatten(),
+        quantization: spec.quantization_config.as_ref().map(quantization).transpose()?,
+    })
+}
+
+fn quantization(spec: &QuantizationConfig) -> Result<QuantizationRequest> {
+    let named =
+        ["compute_dtype", "bnb_4bit_compute_dtype"].into_iter().find_map(|name| spec.arguments.get(name)?.as_str());
+    Ok(QuantizationRequest {
+        class: spec.configuration.config_type.clone(),
+        arguments: spec.arguments.clone(),
+        compute_dtype: named.map(dtype).transpose()?.flatten(),
     })
 }
 

@@ -9,6 +9,7 @@
 mod activation;
 mod attention;
 mod conv;
+mod decode;
 mod host;
 mod matrix;
 mod norm;
@@ -20,5 +21,6 @@ mod testing;
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::attention;
 pub use conv::{ConvWeights, conv2d};
+pub use decode::tensor_from_bytes;
 pub use norm::group_norm;
 pub use softmax::softmax;

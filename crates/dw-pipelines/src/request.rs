@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use dw_core::{cancel::CancellationToken, event::EventSink};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, quant::QuantizationRequest};
 
 /// Where a model's files come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +114,8 @@ pub struct ComponentRequest {
     pub variant: Option<String>,
     /// The type its weights are converted to; the pipeline's when none.
     pub dtype: Option<DType>,
+    /// How its layers are stored; as the files store them when none.
+    pub quantization: Option<QuantizationRequest>,
 }
 
 /// What to do with one component of a pipeline.

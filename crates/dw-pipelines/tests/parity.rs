@@ -109,6 +109,7 @@ impl Stage<'_> {
             subfolder: None,
             variant: None,
             dtype: None,
+            quantization: None,
         };
         let list = |given: &Value| match given {
             Value::Array(list) => list.iter().map(component).collect(),

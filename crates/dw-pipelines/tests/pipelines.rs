@@ -59,6 +59,7 @@ fn component(class: &str, folder: PathBuf) -> ComponentChoice {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     }])
 }
 
@@ -644,6 +645,7 @@ fn controlled(class: &str, nets: &[(&str, &str)]) -> PipelineRequest {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     };
     let mut request = request(class, ModelSource::Folder(model("sdxl")));
     request.components.insert("controlnet".into(), ComponentChoice::Load(nets.iter().map(net).collect()));

@@ -145,6 +145,15 @@ impl WeightFiles {
         }
     }
 
+    /// Whether they are in a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        match self {
+            Self::Disk(files) => files.iter().any(|file| has_gguf_ending(file)),
+            Self::Memory { .. } => false,
+            Self::Part(part) => part.is_gguf(),
+        }
+    }
+
     /// Text that changes when the weights do: path, size and modification time of each file.
     pub fn fingerprint(&self) -> Result<String> {
         match self {
@@ -153,6 +162,11 @@ impl WeightFiles {
             Self::Part(part) => Ok(format!("{}{};", part.name(), fingerprint(part.path())?)),
         }
     }
+}
+
+/// Whether a file is called a GGUF file.
+pub(crate) fn has_gguf_ending(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 /// Path, size and modification time of a file, as text.

@@ -24,6 +24,7 @@ use crate::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
         Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
+    quant::{QuantizationRequest, Scheme},
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     text::ClipTokenizer,
@@ -85,6 +86,8 @@ struct Planned {
     /// None for a tokenizer.
     weights: Option<WeightFiles>,
     dtype: DType,
+    /// How its layers are stored, where the step says so.
+    scheme: Option<Scheme>,
 }
 
 /// Where a component comes from.
@@ -335,8 +338,15 @@ impl Planner<'_> {
             files => (files, component.subfolder.clone().unwrap_or_default()),
         };
         let files = Arc::new(files);
-        let dtype = component.dtype.or(self.request.dtype).unwrap_or(DType::F32);
-        self.planned((slot, at), &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
+        let quantization = component.quantization.as_ref();
+        let compute = quantization.and_then(|quantization| quantization.compute_dtype);
+        let dtype = component.dtype.or(compute).or(self.request.dtype).unwrap_or(DType::F32);
+        let variant = component.variant.as_deref();
+        let planned = self.planned((slot, at), &component.class, files, folder.trim_matches('/'), variant, dtype)?;
+        match quantization {
+            Some(quantization) => planned.quantized(quantization, self.context),
+            None => Ok(planned),
+        }
     }
 
     fn planned(
@@ -375,6 +385,7 @@ impl Planner<'_> {
             folder: folder.to_owned(),
             weights,
             dtype,
+            scheme: None,
         })
     }
 }
@@ -440,6 +451,37 @@ fn read_all(
 }
 
 impl Planned {
+    /// The same component with its layers stored as a step asks for.
+    fn quantized(self, request: &QuantizationRequest, context: Context<'_>) -> Result<Self> {
+        let scheme = Scheme::of(request)?;
+        let Some(weights) = &self.weights else {
+            let name = &self.name;
+            return Err(Error::Unsupported(format!(
+                "component `{name}` has no weights; remove its `quantization_config`"
+            )));
+        };
+        if scheme.format.is_none() && !weights.is_gguf() {
+            return Err(Error::Unsupported(format!(
+                "`{}` of component `{}` is for GGUF files; name one in `from_single_file`, or use another class",
+                request.class, self.name
+            )));
+        }
+        let warn = |message: String| context.events.emit(Event::Warning { message });
+        if let Some(message) = &scheme.message {
+            warn(format!("component `{}`: {message}", self.name));
+        }
+        if let Some(compute) = request.compute_dtype.filter(|compute| *compute != self.dtype) {
+            warn(format!(
+                "component `{}` computes in `{}`, its `torch_dtype`, not in `{}`; name one type in both places",
+                self.name,
+                self.dtype.as_str(),
+                compute.as_str()
+            ));
+        }
+        let key = format!("{}|{}", self.key, scheme.key());
+        Ok(Self { key, scheme: Some(scheme), ..self })
+    }
+
     fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
             let model = Model::Tokenizer(self.tokenizer()?);
@@ -459,9 +501,15 @@ impl Planned {
             Ok(())
         };
         let weights = match files {
-            WeightFiles::Disk(files) => Weights::load(files, self.dtype, device, &mut progress)?,
-            WeightFiles::Memory { name, bytes } => Weights::from_bytes(bytes, name, self.dtype, device, &mut progress)?,
-            WeightFiles::Part(part) => Weights::from_checkpoint(part, self.dtype, device, &mut progress)?,
+            WeightFiles::Disk(files) => {
+                Weights::load_as(files, self.dtype, device, self.scheme.as_ref(), &mut progress)?
+            }
+            WeightFiles::Memory { name, bytes } => {
+                Weights::from_bytes(bytes, name, self.dtype, device, self.scheme.as_ref(), &mut progress)?
+            }
+            WeightFiles::Part(part) => {
+                Weights::from_checkpoint(part, self.dtype, device, self.scheme.as_ref(), &mut progress)?
+            }
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);

@@ -4,10 +4,16 @@
 //! Owns names, shapes and the account of which tensors a model took. Leaves the finding of files in a
 //! folder to [`folder`], the layout of whole checkpoints to [`single_file`], and what the tensors mean to the models.
 
+mod branch;
+mod decode;
+pub(crate) mod file;
 pub mod folder;
+pub(crate) mod gguf;
+mod logical;
 mod reader;
 pub mod single_file;
 
+pub use branch::Branch;
 pub(crate) use reader::{read_metadata, read_names, read_stored};
 
 use std::{
@@ -19,18 +25,30 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 
-use self::single_file::CheckpointPart;
-use crate::{Error, Result};
+use self::{logical::TensorFiles, single_file::CheckpointPart};
+use crate::{
+    Error, Result,
+    quant::{Scheme, Weight},
+};
 
 /// Tensors that old checkpoints carry and no model needs: position counters that were once saved as buffers.
 const HARMLESS: &[&str] = &["embeddings.position_ids"];
 
-/// One tensor and the file it was read from.
+/// One weight and the file it was read from.
 #[derive(Clone)]
 struct Entry {
-    tensor: Tensor,
+    weight: Weight,
     origin: Arc<str>,
 }
+
+impl Entry {
+    fn dense(tensor: Tensor, origin: &Arc<str>) -> Self {
+        Self { weight: Weight::Dense(tensor), origin: Arc::clone(origin) }
+    }
+}
+
+/// Additions to the outputs of linear layers, by the canonical name of the weight.
+pub type Branches = HashMap<String, Vec<Branch>>;
 
 /// All tensors of one component, and the names that were asked for so far.
 struct Store {
@@ -58,6 +76,7 @@ pub struct Weights {
     /// Canonical name to stored name, when the stored names are foreign.
     names: Option<Arc<HashMap<String, String>>>,
     prefix: String,
+    branches: Arc<Branches>,
 }
 
 impl Store {
@@ -78,75 +97,93 @@ impl Weights {
             .values()
             .find(|tensor| tensor.dtype().is_float())
             .map_or((DType::F32, Device::Cpu), |tensor| (tensor.dtype(), tensor.device().clone()));
-        let entries =
-            tensors.into_iter().map(|(name, tensor)| (name, Entry { tensor, origin: origin.clone() })).collect();
+        let entries = tensors.into_iter().map(|(name, tensor)| (name, Entry::dense(tensor, &origin))).collect();
         Self::from_entries(entries, origin, dtype, device)
     }
 
-    /// Reads all tensors of safetensors files (the shards of one component), converts floating point ones to
-    /// `dtype` on the host and uploads them to `device`. `progress` is called after each tensor with the bytes
-    /// read so far, over all files; an error from it ends the reading.
+    /// Reads all tensors of weight files (the shards of one component), converts floating point ones to `dtype` on the
+    /// host and uploads them to `device`. Quantized matrices stay so. `progress` is called after each tensor with the
+    /// bytes read so far, over all files; an error from it ends the reading.
     pub fn load(
         files: &[PathBuf],
         dtype: DType,
         device: &Device,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
-        let mut entries = HashMap::new();
-        let mut read = 0;
-        for file in files {
-            let bytes = reader::map(file)?;
-            let target = reader::Target { dtype, device };
-            reader::read_all(&bytes, file, &target, &mut read, progress, &mut entries)?;
-        }
+        Self::load_as(files, dtype, device, None, progress)
+    }
+
+    /// As [`Weights::load`], with the weights of layers stored as `scheme` says.
+    pub fn load_as(
+        files: &[PathBuf],
+        dtype: DType,
+        device: &Device,
+        scheme: Option<&Scheme>,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
         let origin = match files {
             [file] => file.display().to_string(),
             [first, ..] => first.parent().unwrap_or(first).display().to_string(),
             [] => String::from("no file"),
         };
-        Ok(Self::from_entries(entries, origin.into(), dtype, device.clone()))
+        let target = reader::Target { dtype, device, scheme };
+        Self::read(&TensorFiles::open(files)?, origin.into(), &target, progress)
     }
 
     /// Reads a safetensors file that is already in memory (a model inside the program). `origin` is what errors
-    /// call it; otherwise as [`Weights::load`].
+    /// call it; otherwise as [`Weights::load_as`].
     pub fn from_bytes(
         bytes: &[u8],
         origin: &str,
         dtype: DType,
         device: &Device,
+        scheme: Option<&Scheme>,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
+        let files = TensorFiles::of_bytes(bytes, &PathBuf::from(origin))?;
+        Self::read(&files, origin.into(), &reader::Target { dtype, device, scheme }, progress)
+    }
+
+    fn read(
+        files: &TensorFiles<'_>,
+        origin: Arc<str>,
+        target: &reader::Target<'_>,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let mut entries = HashMap::new();
-        let target = reader::Target { dtype, device };
-        reader::read_all(bytes, &PathBuf::from(origin), &target, &mut 0, progress, &mut entries)?;
-        Ok(Self::from_entries(entries, origin.into(), dtype, device.clone()))
+        reader::read_all(files, target, progress, &mut entries)?;
+        Ok(Self::from_entries(entries, origin, target.dtype, target.device.clone()))
     }
 
-    /// Reads one component of a checkpoint under canonical names; otherwise as [`Weights::load`].
+    /// Reads one component of a checkpoint under canonical names; otherwise as [`Weights::load_as`].
     pub fn from_checkpoint(
         part: &CheckpointPart,
         dtype: DType,
         device: &Device,
+        scheme: Option<&Scheme>,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let mut entries = HashMap::new();
-        let passed_over = reader::read_part(part, &reader::Target { dtype, device }, progress, &mut entries)?;
+        let passed_over = reader::read_part(part, &reader::Target { dtype, device, scheme }, progress, &mut entries)?;
         let origin: Arc<str> = part.path().display().to_string().into();
         let foreign = Some(Foreign { part: part.clone(), passed_over });
         let store = Store { entries, origin, dtype, device: device.clone(), taken: Mutex::default(), foreign };
-        Ok(Self { store: Arc::new(store), names: None, prefix: String::new() })
+        Ok(Self::root(store))
     }
 
     fn from_entries(entries: HashMap<String, Entry>, origin: Arc<str>, dtype: DType, device: Device) -> Self {
-        let store = Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None };
-        Self { store: Arc::new(store), names: None, prefix: String::new() }
+        Self::root(Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None })
+    }
+
+    fn root(store: Store) -> Self {
+        Self { store: Arc::new(store), names: None, prefix: String::new(), branches: Arc::default() }
     }
 
     /// The same tensors seen from one path element further down: `pp("mid_block").pp(0)` sees
     /// `mid_block.0.*`.
     #[must_use]
     pub fn pp(&self, name: impl Display) -> Self {
-        Self { store: self.store.clone(), names: self.names.clone(), prefix: self.full_name(&name.to_string()) }
+        Self { prefix: self.full_name(&name.to_string()), ..self.clone() }
     }
 
     /// The path this view starts at, without a point at the end.
@@ -154,28 +191,34 @@ impl Weights {
         &self.prefix
     }
 
-    /// The tensor `name` below this prefix, which must have exactly this shape.
+    /// The tensor `name` below this prefix, which must have exactly this shape; dense, whatever it is stored in.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.take(shape, name)?.dense(self.store.dtype)
+    }
+
+    /// The weight `name` below this prefix as it is stored, which must have exactly this shape.
+    pub(crate) fn take(&self, shape: impl Into<Shape>, name: &str) -> Result<Weight> {
         let expected = shape.into();
         let full = self.full_name(name);
         let stored = self.stored_name(&full);
         let Some(entry) = self.store.entries.get(stored) else {
             return Err(self.missing(&full, &expected));
         };
-        if entry.tensor.shape() != &expected {
+        let dims = entry.weight.dims();
+        if dims != expected.dims() {
             return Err(Error::BadFile {
                 path: PathBuf::from(&*entry.origin),
                 reason: format!(
                     "tensor `{stored}`{} has shape {:?}, but the model's configuration asks for {:?}; \
                      use the config.json that belongs to these weights",
                     self.store.aside(stored),
-                    entry.tensor.dims(),
+                    dims,
                     expected.dims()
                 ),
             });
         }
         self.store.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(stored.to_owned());
-        Ok(entry.tensor.clone())
+        Ok(entry.weight.clone())
     }
 
     /// Whether the tensor `name` exists below this prefix.
@@ -186,7 +229,7 @@ impl Weights {
     /// The shape of the tensor `name` below this prefix, if it exists.
     pub fn shape_of(&self, name: &str) -> Option<Shape> {
         let entry = self.store.entries.get(self.stored_name(&self.full_name(name)))?;
-        Some(entry.tensor.shape().clone())
+        Some(entry.weight.dims().into())
     }
 
     /// The names, as stored, that no model asked for, sorted; tensors known to be harmless are left out.
@@ -206,8 +249,8 @@ impl Weights {
 
     /// How many bytes all tensors of the store take on their device.
     pub fn bytes(&self) -> u64 {
-        let size = |entry: &Entry| (entry.tensor.elem_count() * entry.tensor.dtype().size_in_bytes()) as u64;
-        self.store.entries.values().map(size).sum()
+        let branches = self.branches.values().flatten().map(Branch::bytes).sum::<u64>();
+        self.store.entries.values().map(|entry| entry.weight.bytes()).sum::<u64>() + branches
     }
 
     /// The type of the floating point tensors.
@@ -243,18 +286,25 @@ impl Weights {
             return Ok(self.clone());
         }
         let convert = |(name, entry): (&String, &Entry)| -> Result<(String, Entry)> {
-            let tensor =
-                if entry.tensor.dtype().is_float() { entry.tensor.to_dtype(dtype)? } else { entry.tensor.clone() };
-            Ok((name.clone(), Entry { tensor, origin: entry.origin.clone() }))
+            let weight = match &entry.weight {
+                Weight::Dense(tensor) if tensor.dtype().is_float() => Weight::Dense(tensor.to_dtype(dtype)?),
+                other => other.clone(),
+            };
+            Ok((name.clone(), Entry { weight, origin: entry.origin.clone() }))
         };
         let entries = self.store.entries.iter().map(convert).collect::<Result<_>>()?;
         let root = Self::from_entries(entries, self.store.origin.clone(), dtype, self.store.device.clone());
-        Ok(Self { store: root.store, names: self.names.clone(), prefix: self.prefix.clone() })
+        Self { store: root.store, ..self.clone() }.with_branches(&self.branches)
     }
 
-    /// The tensor `name` below this prefix as it is, if it exists. It does not count as taken.
+    /// The tensor `name` below this prefix as it is, if it exists and is dense. It does not count as taken.
     pub fn find(&self, name: &str) -> Option<&Tensor> {
-        Some(&self.store.entries.get(self.stored_name(&self.full_name(name)))?.tensor)
+        self.weight(name)?.as_dense()
+    }
+
+    /// The weight `name` below this prefix as it is, if it exists. It does not count as taken.
+    pub fn weight(&self, name: &str) -> Option<&Weight> {
+        Some(&self.store.entries.get(self.stored_name(&self.full_name(name)))?.weight)
     }
 
     /// The canonical names of all tensors of the store, in no order.
@@ -273,10 +323,26 @@ impl Weights {
         for (name, tensor) in tensors {
             let stored = self.stored_name(&name).to_owned();
             let origin = self.store.origin.clone();
-            entries.insert(stored, Entry { tensor, origin });
+            entries.insert(stored, Entry::dense(tensor, &origin));
         }
         let root = Self::from_entries(entries, self.store.origin.clone(), self.store.dtype, self.store.device.clone());
-        Self { store: root.store, names: self.names.clone(), prefix: self.prefix.clone() }
+        Self { store: root.store, ..self.clone() }
+    }
+
+    /// The same tensors, in memory only once, with additions beside layers instead of those before. They come to the
+    /// type and device of the tensors.
+    pub fn with_branches(self, branches: &Branches) -> Result<Self> {
+        let settle = |(name, list): (&String, &Vec<Branch>)| {
+            let list = list.iter().map(|branch| branch.settle(self.store.dtype, &self.store.device));
+            Ok((name.clone(), list.collect::<Result<Vec<_>>>()?))
+        };
+        let branches = Arc::new(branches.iter().map(settle).collect::<Result<Branches>>()?);
+        Ok(Self { branches, ..self })
+    }
+
+    /// What is added beside the weight `name` below this prefix.
+    pub(crate) fn branches(&self, name: &str) -> &[Branch] {
+        self.branches.get(&self.full_name(name)).map_or(&[], Vec::as_slice)
     }
 
     fn full_name(&self, name: &str) -> String {

@@ -1,13 +1,16 @@
 //! The table of pipeline classes: what each is called, what it takes, what it is made of, what runs it. One file for
 //! each family.
 
+mod flux;
 mod stable_diffusion;
+mod stable_diffusion_3;
 
 use dw_core::{arguments::Arguments, artifact::Entry};
 use serde_json::Value;
 
 use crate::{
     Error, Result,
+    adapters::lora::Denoiser,
     pipelines::{
         Surroundings,
         arguments::{closest, merged_schema},
@@ -60,6 +63,8 @@ pub(crate) enum Task {
     ImageToImage,
     /// Parts of pictures painted anew.
     Inpaint,
+    /// Prompts for another class.
+    Prior,
 }
 
 /// What steers a class besides prompts.
@@ -93,14 +98,30 @@ pub(crate) enum Family {
     StableDiffusion,
     /// Stable Diffusion XL.
     StableDiffusionXl,
+    /// Stable Diffusion 3 and 3.5.
+    StableDiffusion3,
+    /// FLUX.1.
+    Flux,
 }
 
 impl Family {
+    /// What removes the noise in its models.
+    pub(crate) fn denoiser(self) -> Denoiser {
+        match self {
+            Self::StableDiffusion | Self::StableDiffusionXl => Denoiser::Unet,
+            Self::StableDiffusion3 => Denoiser::StableDiffusion3,
+            Self::Flux => Denoiser::Flux,
+        }
+    }
+
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
-        let is_other =
-            ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
-        if class.starts_with("StableDiffusionXL") {
+        let is_other = ["StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
+        if class.starts_with("Flux") && !class.starts_with("Flux2") {
+            Some(Self::Flux)
+        } else if class.starts_with("StableDiffusion3") {
+            Some(Self::StableDiffusion3)
+        } else if class.starts_with("StableDiffusionXL") {
             Some(Self::StableDiffusionXl)
         } else if class.starts_with("StableDiffusion") && !is_other.iter().any(|other| class.starts_with(other)) {
             Some(Self::StableDiffusion)
@@ -112,6 +133,17 @@ impl Family {
 
 const fn slot(name: &'static str, kind: Kind) -> Slot {
     Slot { name, kind }
+}
+
+/// The slots of a family after one more, which is loaded first.
+const fn with_slot<const N: usize, const M: usize>(slots: &[Slot; N], first: Slot) -> [Slot; M] {
+    let mut all = [first; M];
+    let mut at = 0;
+    while at < N {
+        all[at + 1] = slots[at];
+        at += 1;
+    }
+    all
 }
 
 /// The classes that leave it to the model what they are.
@@ -143,7 +175,8 @@ static GENERAL: &[PipelineClass] = &[
 ];
 
 /// The classes of each family, and those that stand for any.
-static FAMILIES: [&[PipelineClass]; 2] = [stable_diffusion::CLASSES, GENERAL];
+static FAMILIES: [&[PipelineClass]; 4] =
+    [stable_diffusion::CLASSES, stable_diffusion_3::CLASSES, flux::CLASSES, GENERAL];
 
 /// Every pipeline class of this build.
 pub fn classes() -> impl Iterator<Item = &'static PipelineClass> {

@@ -19,6 +19,11 @@ impl Embedding {
         shape.push(self.table.dim(1)?);
         Ok(self.table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?)
     }
+
+    /// Where the table is.
+    pub fn device(&self) -> &Device {
+        self.table.device()
+    }
 }
 
 impl Weights {

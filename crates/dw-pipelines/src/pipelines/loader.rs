@@ -22,14 +22,18 @@ use crate::{
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
-        Unet2DConditionModel, UnetConfig, config::without_nulls,
+        FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
+        SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
     quant::{QuantizationRequest, Scheme},
-    registry::Implementation,
+    registry::{Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
-    text::ClipTokenizer,
+    text::{ClipTokenizer, T5Tokenizer},
     weights::Weights,
 };
+
+mod flux_family;
+mod sd3_family;
 
 const CONTROLNET: &str = "ControlNetModel";
 const CONTROLNET_UNION: &str = "ControlNetUnionModel";
@@ -44,6 +48,10 @@ pub(crate) enum Kind {
     Tokenizer,
     /// A CLIP text encoder.
     ClipText,
+    /// A T5 tokenizer.
+    T5Tokenizer,
+    /// A T5 text encoder.
+    T5,
     /// A CLIP image encoder.
     ClipVision,
     /// A `UNet2DConditionModel`.
@@ -52,6 +60,18 @@ pub(crate) enum Kind {
     Vae,
     /// A `ControlNetModel` or `ControlNetUnionModel`; a step may list several.
     ControlNet,
+    /// An `SD3Transformer2DModel`.
+    Sd3Transformer,
+    /// An `SD3ControlNetModel`; a step may list several.
+    Sd3ControlNet,
+    /// A `FluxTransformer2DModel`.
+    FluxTransformer,
+    /// A `FluxControlNetModel`; a step may list several.
+    FluxControlNet,
+    /// A SigLIP image encoder.
+    Siglip,
+    /// A `ReduxImageEncoder`.
+    Redux,
 }
 
 impl Kind {
@@ -60,11 +80,41 @@ impl Kind {
         match self {
             Self::Tokenizer => &["CLIPTokenizer", "CLIPTokenizerFast"],
             Self::ClipText => &["CLIPTextModel", "CLIPTextModelWithProjection"],
+            Self::T5Tokenizer => &["T5Tokenizer", "T5TokenizerFast"],
+            Self::T5 => &["T5EncoderModel"],
             Self::ClipVision => &["CLIPVisionModelWithProjection"],
             Self::Unet => &["UNet2DConditionModel"],
             Self::Vae => &["AutoencoderKL"],
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
+            Self::Sd3Transformer => &["SD3Transformer2DModel"],
+            Self::Sd3ControlNet => &["SD3ControlNetModel"],
+            Self::FluxTransformer => &["FluxTransformer2DModel"],
+            Self::FluxControlNet => &["FluxControlNetModel"],
+            Self::Siglip => &["SiglipVisionModel"],
+            Self::Redux => &["ReduxImageEncoder"],
         }
+    }
+
+    /// Whether a step may list several.
+    fn is_listed(self) -> bool {
+        matches!(self, Self::ControlNet | Self::Sd3ControlNet | Self::FluxControlNet)
+    }
+
+    /// Whether it is made of a vocabulary and has no weights.
+    fn is_tokenizer(self) -> bool {
+        matches!(self, Self::Tokenizer | Self::T5Tokenizer)
+    }
+
+    /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
+    /// replaces the denoiser and what steers it.
+    fn is_needed(self) -> bool {
+        matches!(self, Self::Unet | Self::Sd3Transformer | Self::FluxTransformer | Self::Siglip | Self::Redux)
+            || self.is_listed()
+    }
+
+    /// Whether LoRAs may act on it.
+    fn takes_adapters(self) -> bool {
+        matches!(self, Self::ClipText | Self::T5 | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
     }
 }
 
@@ -106,15 +156,18 @@ pub(crate) fn load(
     context: Context<'_>,
 ) -> Result<Parts> {
     check_names(request, implementation)?;
-    let scheduler = scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?;
+    let scheduler = match implementation.task {
+        // Nothing is denoised.
+        Task::Prior => SchedulerSetup::unused(),
+        _ => scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?,
+    };
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let mut planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = Vec::new();
     for slot in implementation.slots {
         let planned = planner.plan(*slot)?;
-        // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser and what steers it.
-        if planned.is_empty() && matches!(slot.kind, Kind::Unet | Kind::ControlNet) {
+        if planned.is_empty() && slot.kind.is_needed() {
             let (class, name) = (implementation.class, slot.name);
             return Err(Error::Unsupported(format!(
                 "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
@@ -124,11 +177,21 @@ pub(crate) fn load(
         origins.extend(planned);
     }
     check_family(&origins)?;
+    sd3_family::check(&origins)?;
+    flux_family::check(&origins)?;
     if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
         origins.push((planned.name.clone(), Origin::Loaded(planned)));
     }
     let pixels = planner.clip_pixels(&found)?;
-    let adapters = Adapters::find(request, hub, context)?;
+    let feature_extractor = planner.own_feature_extractor(implementation)?;
+    let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
+    if !has_unet && !request.ip_adapters.is_empty() {
+        return Err(Error::Unsupported(format!(
+            "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
+            implementation.class
+        )));
+    }
+    let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
     let mut components = read_all(origins, &request.device, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
     let mut parts = Parts {
@@ -139,6 +202,7 @@ pub(crate) fn load(
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
+        feature_extractor,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
     };
@@ -259,7 +323,7 @@ impl Planner<'_> {
             Some(ComponentChoice::Shared) => self.shared(slot).map(Origin::Shared).map(single),
             Some(ComponentChoice::Load(list)) => match list.as_slice() {
                 [component] => self.replacement(slot, component, 0).map(Origin::Loaded).map(single),
-                list if slot.kind == Kind::ControlNet => {
+                list if slot.kind.is_listed() => {
                     let origin = |(at, component)| {
                         Ok((numbered(name, at), Origin::Loaded(self.replacement(slot, component, at)?)))
                     };
@@ -302,6 +366,16 @@ impl Planner<'_> {
                  `image_encoder_folder` of the IP-Adapter, or load a component `image_encoder`"
             )),
         })
+    }
+
+    /// How the model prepares pictures for an image encoder of its own.
+    fn own_feature_extractor(&self, implementation: &Implementation) -> Result<Option<Value>> {
+        let has_encoder = implementation.slots.iter().any(|slot| slot.kind == Kind::Siglip);
+        if !has_encoder || self.index.pointer("/feature_extractor/1").is_none_or(Value::is_null) {
+            return Ok(None);
+        }
+        self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
+        self.files.read_json("feature_extractor/preprocessor_config.json")
     }
 
     /// How the model prepares pictures for CLIP.
@@ -362,10 +436,10 @@ impl Planner<'_> {
             let known = slot.kind.classes().join("` or `");
             let name = slot.name;
             return Err(Error::Unsupported(format!(
-                "component `{name}` of class `{class}` cannot be loaded by this build; it reads `{known}`"
+                "component `{name}` of class `{class}` cannot be loaded for this pipeline; it takes `{known}`"
             )));
         }
-        let (weights, contents) = if slot.kind == Kind::Tokenizer {
+        let (weights, contents) = if slot.kind.is_tokenizer() {
             files.fetch(folder, Need::Tokenizer, self.context)?;
             (None, files.fingerprint(folder, &TOKENIZER_FILES)?)
         } else {
@@ -484,7 +558,7 @@ impl Planned {
 
     fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
-            let model = Model::Tokenizer(self.tokenizer()?);
+            let model = self.tokenizer()?;
             return Ok(Component {
                 class: self.class.clone(),
                 key: self.key.clone(),
@@ -514,18 +588,22 @@ impl Planned {
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
         let bytes = weights.bytes();
-        let takes_adapters = matches!(self.kind, Kind::ClipText | Kind::Unet);
-        let weights = takes_adapters.then_some(weights);
+        let weights = self.kind.takes_adapters().then_some(weights);
         Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
     }
 
-    fn tokenizer(&self) -> Result<ClipTokenizer> {
-        ClipTokenizer::new(&self.files.tokenizer(&self.folder)?)
+    fn tokenizer(&self) -> Result<Model> {
+        let files = self.files.tokenizer(&self.folder)?;
+        Ok(match self.kind {
+            Kind::T5Tokenizer => Model::T5Tokenizer(T5Tokenizer::new(&files)?),
+            _ => Model::Tokenizer(ClipTokenizer::new(&files)?),
+        })
     }
 
     fn build(&self, weights: Weights) -> Result<Model> {
         Ok(match self.kind {
-            Kind::Tokenizer => Model::Tokenizer(self.tokenizer()?),
+            Kind::Tokenizer | Kind::T5Tokenizer => self.tokenizer()?,
+            Kind::T5 => Model::T5(T5EncoderModel::new(&self.config()?, weights)?),
             Kind::ClipText => Model::ClipText(ClipTextModel::new(&self.config()?, weights)?),
             Kind::ClipVision => Model::ClipVision(ClipVisionModel::new(&self.config()?, weights)?),
             Kind::Unet => Model::Unet(Unet2DConditionModel::new(&self.config()?, weights)?),
@@ -534,6 +612,12 @@ impl Planned {
                 Model::ControlNetUnion(ControlNetUnionModel::new(&self.config()?, weights)?)
             }
             Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
+            Kind::Sd3Transformer => Model::Sd3Transformer(Sd3Transformer2DModel::new(&self.config()?, weights)?),
+            Kind::Sd3ControlNet => Model::Sd3ControlNet(Sd3ControlNetModel::new(&self.config()?, weights)?),
+            Kind::FluxTransformer => Model::FluxTransformer(FluxTransformer2DModel::new(&self.config()?, weights)?),
+            Kind::FluxControlNet => Model::FluxControlNet(FluxControlNetModel::new(&self.config()?, weights)?),
+            Kind::Siglip => Model::Siglip(SiglipVisionModel::new(&self.config()?, weights)?),
+            Kind::Redux => Model::Redux(ReduxImageEncoder::new(&self.config()?, &weights)?),
         })
     }
 

@@ -250,6 +250,7 @@ struct Grouping<'a> {
 impl Grouping<'_> {
     fn group(mut self) -> Result<BTreeMap<String, Logical>> {
         let mut tensors = BTreeMap::new();
+        self.places.retain(|name, _| name.rsplit('.').next() != Some(FLOAT8_MARK));
         let states = self.places.keys().filter(|name| name.contains(".quant_state.")).cloned().collect::<Vec<_>>();
         for name in states {
             let (weight, tensor) = self.four_bit(&name)?;
@@ -266,7 +267,6 @@ impl Grouping<'_> {
                 tensors.insert(name, tensor);
             }
         }
-        self.places.remove(FLOAT8_MARK);
         for (name, place) in self.places {
             let (shape, bytes) = (place.record.shape.clone(), place.record.range.len() as u64);
             tensors.insert(name, Logical { place, shape, kind: Kind::Plain, bytes });

@@ -8,6 +8,7 @@ mod branch;
 mod decode;
 pub(crate) mod file;
 pub mod folder;
+mod generated;
 pub(crate) mod gguf;
 mod logical;
 mod reader;
@@ -59,6 +60,8 @@ struct Store {
     taken: Mutex<BTreeSet<String>>,
     /// Where the names were translated when the tensors were read.
     foreign: Option<Foreign>,
+    /// Makes tensors that are in no file.
+    generated: Option<generated::Generated>,
 }
 
 /// The names in the file that the tensors were read from.
@@ -167,12 +170,13 @@ impl Weights {
         let passed_over = reader::read_part(part, &reader::Target { dtype, device, scheme }, progress, &mut entries)?;
         let origin: Arc<str> = part.path().display().to_string().into();
         let foreign = Some(Foreign { part: part.clone(), passed_over });
-        let store = Store { entries, origin, dtype, device: device.clone(), taken: Mutex::default(), foreign };
+        let store =
+            Store { entries, origin, dtype, device: device.clone(), taken: Mutex::default(), foreign, generated: None };
         Ok(Self::root(store))
     }
 
     fn from_entries(entries: HashMap<String, Entry>, origin: Arc<str>, dtype: DType, device: Device) -> Self {
-        Self::root(Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None })
+        Self::root(Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None, generated: None })
     }
 
     fn root(store: Store) -> Self {
@@ -202,7 +206,12 @@ impl Weights {
         let full = self.full_name(name);
         let stored = self.stored_name(&full);
         let Some(entry) = self.store.entries.get(stored) else {
-            return Err(self.missing(&full, &expected));
+            return match &self.store.generated {
+                Some(generated) => {
+                    generated.make(&full, &expected, self.store.dtype, &self.store.device).map(Weight::Dense)
+                }
+                None => Err(self.missing(&full, &expected)),
+            };
         };
         let dims = entry.weight.dims();
         if dims != expected.dims() {
@@ -247,10 +256,19 @@ impl Weights {
         names
     }
 
+    /// Counts the tensors whose names start with `start` below this prefix as taken: they belong to a part of the model
+    /// that is not run.
+    pub fn pass_over(&self, start: &str) {
+        let start = self.full_name(start);
+        let passed = self.names().filter(|name| name.starts_with(&start)).map(|name| self.stored_name(name).to_owned());
+        self.store.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(passed);
+    }
+
     /// How many bytes all tensors of the store take on their device.
     pub fn bytes(&self) -> u64 {
         let branches = self.branches.values().flatten().map(Branch::bytes).sum::<u64>();
-        self.store.entries.values().map(|entry| entry.weight.bytes()).sum::<u64>() + branches
+        let made = self.store.generated.as_ref().map_or(0, generated::Generated::bytes);
+        self.store.entries.values().map(|entry| entry.weight.bytes()).sum::<u64>() + branches + made
     }
 
     /// The type of the floating point tensors.

@@ -356,3 +356,15 @@ fn gguf_files_that_cannot_be_read_say_what_is_wrong() {
         assert!(message.contains(".gguf`") && message.contains(said), "{test}: {message}");
     }
 }
+
+#[test]
+fn generated_weights_are_made_under_the_name_and_shape_that_are_asked_for() {
+    let make = |name: &str, shape: &Shape| Ok(Tensor::full(name.len() as f32, shape, &Device::Cpu)?);
+    let weights = Weights::generated(make, DType::BF16, &Device::Cpu);
+    let made = weights.pp("block").get((2, 3), "weight").expect("everything is there");
+    assert_eq!((made.dims(), made.dtype()), (&[2, 3][..], DType::BF16));
+    let values = made.to_dtype(DType::F32).and_then(|made| made.flatten_all()?.to_vec1::<f32>());
+    assert_eq!(values.expect("bf16 widens"), [12.0; 6]);
+    assert!(!weights.contains("block.weight"));
+    assert_eq!(weights.bytes(), 12);
+}

@@ -1,9 +1,11 @@
 //! A map between the names that tensors have in an original checkpoint and their canonical (diffusers') names,
 //! readable in both directions.
 //!
-//! Owns the look-up. Which names stand for which is said by [`super::unet`], [`super::vae`] and [`super::clip`].
+//! Owns the look-up. Which names stand for which is said by [`super::unet`], [`super::vae`], [`super::clip`],
+//! [`super::flux`] and [`super::sd3`]. Every [`Change`] but [`Change::ConvToLinear`] and [`Change::Transpose`] picks whole
+//! rows, so it can be applied to storage that packs rows, and to the output side of a low-rank change.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use candle_core::DType;
 
@@ -20,6 +22,15 @@ pub(crate) enum Change {
     Transpose,
     /// One third of the rows: query 0, key 1, value 2.
     Third(usize),
+    /// The rows from `start` to `end`, or to the last one.
+    Rows {
+        /// The first row.
+        start: usize,
+        /// The row behind the last one; none where all that follow belong to it.
+        end: Option<usize>,
+    },
+    /// The first half of the rows and the second change places: shift and scale of a modulation.
+    SwapHalves,
 }
 
 impl Change {
@@ -33,11 +44,34 @@ impl Change {
             }
             (Self::ConvToLinear, Weight::Dense(_)) => weight.clone(),
             (Self::Transpose, weight) => Weight::Dense(weight.dense(DType::F32)?.t()?.contiguous()?),
-            (Self::Third(part), weight) => {
-                let rows = weight.dims().first().copied().unwrap_or(0) / 3;
-                weight.rows(&(part * rows..(part + 1) * rows))?
+            (Self::Third(_) | Self::Rows { .. } | Self::SwapHalves, weight) => {
+                let rows = weight.dims().first().copied().unwrap_or(0);
+                let spans = self.spans(rows).unwrap_or_default();
+                let parts = spans.iter().map(|span| weight.rows(span)).collect::<Result<Vec<_>>>()?;
+                match <[Weight; 1]>::try_from(parts) {
+                    Ok([one]) => one,
+                    Err(several) => Weight::joined(&several)?,
+                }
             }
         })
+    }
+
+    /// Which rows of a tensor with this many make up the result, in order; none when the change does not fit them, or
+    /// does more than picking rows.
+    pub(crate) fn spans(self, rows: usize) -> Option<Vec<Range<usize>>> {
+        match self {
+            Self::None => Some(vec![0..rows]),
+            Self::ConvToLinear | Self::Transpose => None,
+            Self::Third(part) => {
+                let third = rows / 3;
+                rows.is_multiple_of(3).then(|| vec![part * third..(part + 1) * third])
+            }
+            Self::Rows { start, end } => {
+                let end = end.unwrap_or(rows);
+                (start < end && end <= rows).then(|| vec![start..end])
+            }
+            Self::SwapHalves => rows.is_multiple_of(2).then(|| vec![rows / 2..rows, 0..rows / 2]),
+        }
     }
 
     /// The shape of the result for a tensor of this shape; none when the change does not fit it.
@@ -46,8 +80,9 @@ impl Change {
             (Self::None, _) | (Self::ConvToLinear, [_] | [_, _]) => Some(shape.to_vec()),
             (Self::ConvToLinear, [rows, columns, 1] | [rows, columns, 1, 1]) => Some(vec![*rows, *columns]),
             (Self::Transpose, [rows, columns]) => Some(vec![*columns, *rows]),
-            (Self::Third(_), [rows, rest @ ..]) if rows.is_multiple_of(3) => {
-                Some(std::iter::once(rows / 3).chain(rest.iter().copied()).collect())
+            (Self::Third(_) | Self::Rows { .. } | Self::SwapHalves, [rows, rest @ ..]) => {
+                let rows = self.spans(*rows)?.iter().map(Range::len).sum();
+                Some(std::iter::once(rows).chain(rest.iter().copied()).collect())
             }
             _ => None,
         }
@@ -62,6 +97,9 @@ pub(crate) struct Target {
     /// What is done to it.
     pub(crate) change: Change,
 }
+
+/// What files with 8-bit weights store beside each of them: what the weight and the input are multiplied with.
+const SCALES: [&str; 2] = ["scale_weight", "scale_input"];
 
 /// Original names to canonical ones and back. Names are looked up without the prefix of their component.
 #[derive(Clone, Debug, Default)]
@@ -94,6 +132,19 @@ impl KeyMap {
         let (original, name) = (original.into(), canonical.into());
         self.tensors_back.insert(name.clone(), original.clone());
         self.tensors.entry(original).or_default().push(Target { name, change });
+    }
+
+    /// The rows of the layer `original` (of weight and bias) are those of several layers. What 8-bit files store
+    /// beside a weight as one number for all of it goes to each of them.
+    pub(crate) fn fused(&mut self, original: &str, canonical: &[(String, Change)]) {
+        for (layer, change) in canonical {
+            for name in ["weight", "bias"] {
+                self.tensor(format!("{original}.{name}"), format!("{layer}.{name}"), *change);
+            }
+            for name in SCALES {
+                self.tensor(format!("{original}.{name}"), format!("{layer}.{name}"), Change::None);
+            }
+        }
     }
 
     /// What becomes of the tensor with this original name; empty when the map does not know it.
@@ -166,6 +217,19 @@ mod tests {
         assert_eq!(parts, [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]);
         assert_eq!(map.original("k").as_deref(), Some("in_proj"));
         assert_eq!(Change::Third(0).shape(&[7, 2]), None);
+    }
+
+    #[test]
+    fn rows_are_picked_and_halves_exchanged() {
+        let tensor = Tensor::arange(0f32, 6.0, &Device::Cpu).expect("a small tensor");
+        let rows = |change: Change| change.apply(&tensor).and_then(|x| Ok(x.to_vec1::<f32>()?)).expect("it fits");
+        assert_eq!(rows(Change::Rows { start: 1, end: Some(3) }), [1.0, 2.0]);
+        assert_eq!(rows(Change::Rows { start: 4, end: None }), [4.0, 5.0]);
+        assert_eq!(rows(Change::SwapHalves), [3.0, 4.0, 5.0, 0.0, 1.0, 2.0]);
+        assert_eq!(Change::Rows { start: 4, end: None }.shape(&[6, 2]), Some(vec![2, 2]));
+        assert_eq!(Change::Rows { start: 4, end: Some(8) }.shape(&[6]), None);
+        assert_eq!(Change::Rows { start: 6, end: None }.shape(&[6]), None);
+        assert_eq!(Change::SwapHalves.shape(&[7]), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Checkpoints in one file: a whole Stable Diffusion model, or one component of it, in the layout of its original
-//! code (latent-diffusion, sgm) or already under diffusers' names.
+//! Checkpoints in one file: a whole Stable Diffusion or Flux model, or one component of it, in the layout of its original
+//! code (latent-diffusion, sgm, mmdit, Flux), in that of ComfyUI with everything inside, or already under diffusers'
+//! names.
 //!
 //! Owns the mapped file, what is recognised in it and the way of each tensor to its canonical name. Where the file and
 //! the configuration beside it come from is the hub's matter.
@@ -7,8 +8,11 @@
 mod clip;
 mod configs;
 mod contents;
+pub(crate) mod flux;
 mod index;
-mod key_map;
+pub(crate) mod key_map;
+pub(crate) mod sd3;
+mod transformer;
 mod unet;
 mod vae;
 
@@ -22,7 +26,7 @@ use serde_json::Value;
 
 pub(crate) use self::{contents::Part, key_map::Change};
 use self::{
-    contents::{Contents, Located, Naming},
+    contents::{Contents, Family, Located, Naming},
     index::{Shapes, Tensors},
     key_map::KeyMap,
     unet::UnetLayout,
@@ -88,6 +92,30 @@ impl Checkpoint {
         configs::scheduler(&self.contents, &self.shapes, self.global_step())
     }
 
+    /// The component that removes the noise in models of its family.
+    pub(crate) fn denoiser(&self) -> Part {
+        self.contents.family.denoiser()
+    }
+
+    /// The components that a pipeline of its family has and the file has not.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let parts: &[Part] = match self.contents.family {
+            Family::StableDiffusion1 | Family::StableDiffusion2 => &[Part::Unet, Part::Vae, Part::TextEncoder],
+            Family::Xl => &[Part::Unet, Part::Vae, Part::TextEncoder, Part::TextEncoder2],
+            Family::XlRefiner => &[Part::Unet, Part::Vae, Part::TextEncoder2],
+            Family::Flux => &[Part::Transformer, Part::Vae, Part::TextEncoder, Part::TextEncoder2],
+            Family::StableDiffusion3 => {
+                &[Part::Transformer, Part::Vae, Part::TextEncoder, Part::TextEncoder2, Part::TextEncoder3]
+            }
+        };
+        parts.iter().filter(|part| self.contents.find(**part).is_none()).map(|part| part.name()).collect()
+    }
+
+    /// Whether the tokenizer in `folder` is that of a T5.
+    pub(crate) fn has_t5_tokenizer(&self, folder: &str) -> bool {
+        configs::has_t5_tokenizer(self.contents.family, folder)
+    }
+
     /// The `tokenizer_config.json` of the tokenizer in `folder`.
     pub(crate) fn tokenizer_config(&self, folder: &str) -> Value {
         configs::tokenizer(self.contents.family, folder)
@@ -103,6 +131,10 @@ impl Checkpoint {
 
     fn bad(&self, reason: String) -> Error {
         Error::BadFile { path: self.path.clone(), reason }
+    }
+
+    fn incomplete(&self, part: Part) -> Error {
+        self.bad(format!("tensors of its `{}` are missing; fetch the file again", part.name()))
     }
 
     /// How many steps the model was trained for, where the file says so.
@@ -152,7 +184,11 @@ impl CheckpointPart {
             (Naming::Original, Part::Vae) => {
                 VaeLayout::of_config(&serde_json::from_value(config).map_err(bad)?).key_map()
             }
-            (Naming::Original, Part::TextEncoder | Part::TextEncoder2) => {
+            (Naming::Original, Part::Transformer) => {
+                let tensors = Tensors::below(&checkpoint.shapes, located.prefix);
+                transformer::key_map(&tensors, checkpoint.contents.family).ok_or_else(|| checkpoint.incomplete(part))?
+            }
+            (Naming::Original, Part::TextEncoder | Part::TextEncoder2 | Part::TextEncoder3) => {
                 let config: ClipTextConfig = serde_json::from_value(config).map_err(bad)?;
                 layers = config.num_hidden_layers;
                 clip::open_clip_key_map(layers, !is_second_last(located))
@@ -235,7 +271,10 @@ impl CheckpointPart {
             let last = format!("transformer.resblocks.{}.", self.layers);
             self.layers > 0 && (below == "text_projection" || below.starts_with(&last))
         };
-        contents::is_leftover(below) || (is_second_last(self.located) && is_behind())
+        // The files of ComfyUI have CLIP's projection, which Flux does not use.
+        let is_flux = self.checkpoint.contents.family == Family::Flux;
+        let is_projection = is_flux && self.part == Part::TextEncoder && below == "text_projection.weight";
+        contents::is_leftover(below) || is_projection || (is_second_last(self.located) && is_behind())
     }
 }
 
@@ -244,6 +283,8 @@ fn is_second_last(located: Located) -> bool {
     located.prefix == "cond_stage_model.model."
 }
 
+#[cfg(test)]
+mod dit_shapes;
 #[cfg(test)]
 mod ldm_shapes;
 #[cfg(test)]

@@ -19,7 +19,20 @@ pub(crate) fn catalog() -> Catalog {
 }
 
 /// Optional keys of a pipeline that this build honours.
-const FEATURES: &[&str] = &["/configuration/prompt_weighting", "/ip_adapter", "/loras", "/textual_inversions"];
+const FEATURES: &[&str] = &[
+    "/configuration/components",
+    "/configuration/group_offload",
+    "/configuration/offload",
+    "/configuration/prompt_weighting",
+    "/configuration/transformer/enable_forward_chunking",
+    "/configuration/unet/enable_forward_chunking",
+    "/configuration/vae/enable_slicing",
+    "/configuration/vae/enable_tiling",
+    "/configuration/vae/torch_dtype",
+    "/ip_adapter",
+    "/loras",
+    "/textual_inversions",
+];
 
 fn entry(name: &str, summary: &str, schema: serde_json::Value) -> CatalogEntry {
     CatalogEntry { name: name.to_owned(), summary: summary.to_owned(), schema }

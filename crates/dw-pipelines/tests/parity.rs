@@ -19,7 +19,7 @@ use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
+        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, MemoryRequest, ModelSource,
         PipelineRequest, SchedulerRequest, TextualInversionRequest,
     },
     rng::{Generators, NoiseDialect},
@@ -144,6 +144,7 @@ impl Stage<'_> {
             textual_inversions: self.textual_inversions(),
             prompt_weighting: false,
             ip_adapters: self.ip_adapter().into_iter().collect(),
+            memory: MemoryRequest::default(),
         }
     }
 

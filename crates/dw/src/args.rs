@@ -123,6 +123,9 @@ pub(crate) struct ComputeArgs {
     /// Never ask the network: use only models that are on this machine
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Load models even when there does not seem to be enough memory
+    #[arg(long)]
+    pub(crate) ignore_fit: bool,
 }
 
 /// Where a run's files go and how it reports, shared by `run` and `rerun`.

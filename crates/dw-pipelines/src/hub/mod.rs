@@ -25,7 +25,7 @@ use crate::{
     Error, Result,
     request::{Context, ModelSource},
     text::TokenizerFiles,
-    weights::{folder, single_file::CheckpointPart},
+    weights::{self, Listed, folder, single_file::CheckpointPart},
 };
 
 /// The hub's address when `HF_ENDPOINT` does not name another.
@@ -142,6 +142,15 @@ impl WeightFiles {
             Self::Disk(files) => files.iter().map(|file| Ok(fs_err::metadata(file)?.len())).sum(),
             Self::Memory { bytes, .. } => Ok(bytes.len() as u64),
             Self::Part(part) => Ok(part.bytes()),
+        }
+    }
+
+    /// The tensors that the headers list, under canonical names.
+    pub(crate) fn list(&self) -> Result<Vec<Listed>> {
+        match self {
+            Self::Disk(files) => weights::list_files(files),
+            Self::Memory { name, bytes } => weights::list_bytes(bytes, name),
+            Self::Part(part) => weights::list_part(part),
         }
     }
 

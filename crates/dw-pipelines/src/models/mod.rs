@@ -9,6 +9,7 @@ pub mod clip_vision;
 pub mod config;
 pub mod controlnet;
 pub mod ip_adapter;
+pub mod tiling;
 pub mod unet;
 pub mod vae;
 
@@ -19,5 +20,6 @@ pub use controlnet::{
     ControlNetUnionInput, ControlNetUnionModel,
 };
 pub use ip_adapter::{ImageFeatures, IpAdapter};
+pub use tiling::Tiling;
 pub use unet::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

@@ -5,11 +5,18 @@
 
 use candle_core::{D, Tensor};
 
-use crate::{Result, weights::Weights};
+use crate::{
+    Result,
+    weights::{Weights, paging::Layer},
+};
 
 /// `y = x Wᵀ + b` over the last dimension.
 #[derive(Clone, Debug)]
-pub struct Linear {
+pub struct Linear(Layer<Dense>);
+
+/// A linear layer on its device.
+#[derive(Clone, Debug)]
+struct Dense {
     /// `(out, in)`.
     weight: Tensor,
     /// `(out,)`.
@@ -19,6 +26,12 @@ pub struct Linear {
 impl Linear {
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.get()?.forward(x)
+    }
+}
+
+impl Dense {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (out, _) = self.weight.dims2()?;
         let mut shape = x.dims().to_vec();
         let rows = x.flatten_to(D::Minus2)?.matmul(&self.weight.t()?)?;
@@ -41,8 +54,16 @@ impl Weights {
 
     /// The same for parameters with other names (`in_proj_weight`).
     pub fn linear_named(&self, weight: &str, bias: Option<&str>, inputs: usize, outputs: usize) -> Result<Linear> {
-        let weight = self.get((outputs, inputs), weight)?;
-        let bias = bias.map(|name| self.get(outputs, name)).transpose()?;
-        Ok(Linear { weight, bias })
+        self.expect((outputs, inputs), weight)?;
+        bias.map_or(Ok(()), |name| self.expect(outputs, name))?;
+        let parameters = [weight, bias.unwrap_or(weight)];
+        let (weight, bias) = (weight.to_owned(), bias.map(str::to_owned));
+        let build = move |weights: &Self| {
+            Ok(Dense {
+                weight: weights.get((outputs, inputs), &weight)?,
+                bias: bias.as_deref().map(|name| weights.get(outputs, name)).transpose()?,
+            })
+        };
+        Ok(Linear(self.layer(&parameters[..1 + usize::from(parameters[0] != parameters[1])], build)?))
     }
 }

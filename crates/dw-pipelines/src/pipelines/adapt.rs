@@ -167,7 +167,7 @@ pub(super) fn rebuilt(
     let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
     // Only what the base does not hold already.
     let bytes = changed.values().map(size).sum();
-    let weights = weights.replacing(changed);
+    let weights = weights.replacing(changed)?;
     let model = match &component.model {
         Model::Unet(unet) => Model::Unet(Unet2DConditionModel::new(unet.config(), weights.clone())?),
         Model::ClipText(encoder) => {

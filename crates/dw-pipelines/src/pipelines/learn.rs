@@ -121,7 +121,7 @@ fn teach(
     let (Model::Tokenizer(known), Some(weights)) = (&tokenizer.model, &encoder.weights) else {
         return Err(Error::Unsupported(format!("a `{}` with a `{}` learns no words", encoder.class, tokenizer.class)));
     };
-    let (name, mut table) = ClipTextModel::word_table(weights)
+    let (name, mut table) = ClipTextModel::word_table(weights)?
         .ok_or_else(|| Error::Unsupported(format!("a `{}` without a table of words learns none", encoder.class)))?;
     let mut known: ClipTokenizer = known.clone();
     for (word, vectors) in lessons {

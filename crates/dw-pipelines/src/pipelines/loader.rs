@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device};
-use dw_core::event::Event;
+use dw_core::{event::Event, fit::FitPlan};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -16,6 +16,7 @@ use super::{
     clip_pixels::ClipPixels,
     components::{Component, Model, Parts, SchedulerSetup, SharedComponent, numbered},
     ip_adapter::{Found, IpAdapters, check_encoder},
+    memory::{Call, Decision, Memory, Need as MemoryNeed, base_name, decide, refuse_if_too_large, stage_of},
 };
 use crate::{
     Error, Result, device,
@@ -25,9 +26,9 @@ use crate::{
         Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
     registry::Implementation,
-    request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
+    request::{ComponentChoice, ComponentRequest, Context, Paging, PipelineRequest, SchedulerRequest},
     text::ClipTokenizer,
-    weights::Weights,
+    weights::{Occupancy, Placement, Rest, Weights, paging::Pager},
 };
 
 const CONTROLNET: &str = "ControlNetModel";
@@ -85,6 +86,10 @@ struct Planned {
     /// None for a tokenizer.
     weights: Option<WeightFiles>,
     dtype: DType,
+    /// Where it runs.
+    device: Device,
+    /// When its layers come and go; none when they stay.
+    paging: Option<Paging>,
 }
 
 /// Where a component comes from.
@@ -106,27 +111,19 @@ pub(crate) fn load(
     let scheduler = scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?;
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
-    let mut planner = Planner { request, files, index: &index, hub, cache, context };
-    let mut origins = Vec::new();
-    for slot in implementation.slots {
-        let planned = planner.plan(*slot)?;
-        // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser and what steers it.
-        if planned.is_empty() && matches!(slot.kind, Kind::Unet | Kind::ControlNet) {
-            let (class, name) = (implementation.class, slot.name);
-            return Err(Error::Unsupported(format!(
-                "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
-                 `{name}` to the step"
-            )));
-        }
-        origins.extend(planned);
-    }
-    check_family(&origins)?;
-    if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
-        origins.push((planned.name.clone(), Origin::Loaded(planned)));
-    }
+    let planner = Planner { request, files, index: &index, hub, cache, context };
+    let mut origins = planner.origins(implementation, &found)?;
     let pixels = planner.clip_pixels(&found)?;
     let adapters = Adapters::find(request, hub, context)?;
-    let mut components = read_all(origins, &request.device, cache, context)?;
+    let Decision { paging, tiling, plan } = planner.decide(&origins)?;
+    context.events.emit(Event::FitPlan { plan: plan.clone() });
+    refuse_if_too_large(&plan, &request.memory)?;
+    for (_, origin) in &mut origins {
+        if let Origin::Loaded(planned) = origin {
+            planned.page(request.memory.paging(base_name(&planned.name), paging));
+        }
+    }
+    let mut components = read_all(origins, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
     let mut parts = Parts {
         class: implementation.class,
@@ -138,9 +135,28 @@ pub(crate) fn load(
         index,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
+        memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
+        fit: Arc::new(plan),
     };
     parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
     Ok(parts)
+}
+
+/// What [`load`] would say about memory, without reading weights.
+pub(crate) fn fit(
+    request: &PipelineRequest,
+    implementation: &Implementation,
+    files: Arc<ModelFiles>,
+    index: &Value,
+    (hub, cache): (&Hub, &ComponentCache),
+    context: Context<'_>,
+) -> Result<FitPlan> {
+    check_names(request, implementation)?;
+    let found: Vec<Found> =
+        request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
+    let planner = Planner { request, files, index, hub, cache, context };
+    let origins = planner.origins(implementation, &found)?;
+    Ok(planner.decide(&origins)?.plan)
 }
 
 /// Refuses replacements for components that the class does not have. Leaving such a component out is fine:
@@ -247,8 +263,81 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
+    /// Where each component of `implementation` comes from, as far as the model has it.
+    fn origins(&self, implementation: &Implementation, found: &[Found<'_>]) -> Result<Vec<(String, Origin)>> {
+        let mut origins = Vec::new();
+        for slot in implementation.slots {
+            let planned = self.plan(*slot)?;
+            // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser and what steers
+            // it.
+            if planned.is_empty() && matches!(slot.kind, Kind::Unet | Kind::ControlNet) {
+                let (class, name) = (implementation.class, slot.name);
+                return Err(Error::Unsupported(format!(
+                    "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
+                     `{name}` to the step"
+                )));
+            }
+            origins.extend(planned);
+        }
+        check_family(&origins)?;
+        if let Some(planned) = self.own_image_encoder(found, &origins)? {
+            origins.push((planned.name.clone(), Origin::Loaded(planned)));
+        }
+        self.check_memory_names(&origins)?;
+        Ok(origins)
+    }
+
+    /// Refuses what is said about the memory of components that the pipeline does not have, or cannot be done.
+    fn check_memory_names(&self, origins: &[(String, Origin)]) -> Result<()> {
+        let memory = &self.request.memory;
+        let names = || origins.iter().map(|(name, _)| base_name(name));
+        for (name, asked) in &memory.components {
+            // A type for a component that is left out changes nothing, and is common.
+            if (asked.paging.is_some() || asked.device.is_some()) && !names().any(|known| known == name) {
+                let known = names().collect::<Vec<_>>().join("`, `");
+                return Err(Error::Unsupported(format!(
+                    "`configuration.components` names `{name}`, but the pipeline has no such component; it has `{known}`"
+                )));
+            }
+            let is_elsewhere =
+                asked.device.as_ref().is_some_and(|device| !device.same_device(&self.request.device));
+            if is_elsewhere && stage_of(name) != name {
+                return Err(Error::Unsupported(format!(
+                    "`configuration.components.{name}.device` differs from the device of the pipeline, which is where \
+                     `{name}` must run; set `configuration.device` instead"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What stays on the device, and whether that fits.
+    fn decide(&self, origins: &[(String, Origin)]) -> Result<Decision> {
+        let configs: BTreeMap<&str, Value> = origins
+            .iter()
+            .filter_map(|(name, origin)| match origin {
+                Origin::Loaded(planned) if planned.weights.is_some() => Some(planned.raw_config().map(|config| (name.as_str(), config))),
+                _ => None,
+            })
+            .collect::<Result<_>>()?;
+        let null = Value::Null;
+        let denoiser = configs.iter().find(|(name, _)| ["unet", "transformer"].contains(*name));
+        let vae = configs.get("vae").unwrap_or(&null);
+        let memory = &self.request.memory;
+        let call = Call::new(memory.call, memory.vae_tiling, denoiser.map_or(&null, |(_, config)| config), vae);
+        let mut needs = Vec::new();
+        for (name, origin) in origins {
+            let Origin::Loaded(planned) = origin else { continue };
+            let (Some(files), Some(config)) = (&planned.weights, configs.get(name.as_str())) else { continue };
+            let mut need = MemoryNeed::new(name, files, config, (planned.dtype, &planned.device), &call)?;
+            need.is_loaded = self.cache.contains(&planned.key);
+            needs.push(need);
+        }
+        Ok(decide(memory, &needs, call, &self.request.device))
+    }
+
     /// The components for a slot, by name: none, one, or for ControlNets a list.
-    fn plan(&mut self, slot: Slot) -> Result<Vec<(String, Origin)>> {
+    fn plan(&self, slot: Slot) -> Result<Vec<(String, Origin)>> {
         let name = slot.name;
         let single = |origin: Origin| vec![(name.to_owned(), origin)];
         match self.request.components.get(name) {
@@ -269,7 +358,7 @@ impl Planner<'_> {
                 let Some(class) = self.index.pointer(&format!("/{name}/1")).and_then(Value::as_str) else {
                     return Ok(Vec::new());
                 };
-                let dtype = self.request.dtype.unwrap_or(DType::F32);
+                let dtype = self.dtype(name, None);
                 let variant = self.request.variant.as_deref();
                 let files = Arc::clone(&self.files);
                 self.planned((slot, 0), class, files, name, variant, dtype).map(Origin::Loaded).map(single)
@@ -289,7 +378,7 @@ impl Planner<'_> {
         if is_settled {
             return Ok(None);
         }
-        let dtype = self.request.dtype.unwrap_or(DType::F32);
+        let dtype = self.dtype(slot.name, None);
         let files = Arc::clone(&adapter.files);
         let planned = self.planned((slot, 0), "CLIPVisionModelWithProjection", files, &folder, None, dtype);
         planned.map(Some).map_err(|error| match error {
@@ -310,6 +399,11 @@ impl Planner<'_> {
         self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
         let config = self.files.read_json("feature_extractor/preprocessor_config.json")?;
         Ok(ClipPixels::new(config.as_ref()))
+    }
+
+    /// The type of a component whose own settings say `own`; what the configuration says is applied last.
+    fn dtype(&self, name: &str, own: Option<DType>) -> DType {
+        self.request.memory.dtype(name).or(own).or(self.request.dtype).unwrap_or(DType::F32)
     }
 
     fn shared(&self, slot: Slot) -> Result<SharedComponent> {
@@ -335,7 +429,7 @@ impl Planner<'_> {
             files => (files, component.subfolder.clone().unwrap_or_default()),
         };
         let files = Arc::new(files);
-        let dtype = component.dtype.or(self.request.dtype).unwrap_or(DType::F32);
+        let dtype = self.dtype(slot.name, component.dtype);
         self.planned((slot, at), &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
     }
 
@@ -364,8 +458,8 @@ impl Planner<'_> {
             let contents = weights.fingerprint()? + &files.fingerprint(folder, &["config.json"])?;
             (Some(weights), contents)
         };
-        let device = device::name(&self.request.device);
-        let key = format!("{class}|{}|{device}|{contents}", dtype.as_str());
+        let device = self.request.memory.device(slot.name, &self.request.device).clone();
+        let key = format!("{class}|{}|{}|{contents}", dtype.as_str(), device::name(&device));
         Ok(Planned {
             name: numbered(slot.name, at),
             kind: slot.kind,
@@ -375,6 +469,8 @@ impl Planner<'_> {
             folder: folder.to_owned(),
             weights,
             dtype,
+            device,
+            paging: None,
         })
     }
 }
@@ -404,7 +500,6 @@ fn read_ip_adapters(
 /// Takes components from the cache or reads them, and tells how far the reading is.
 fn read_all(
     origins: Vec<(String, Origin)>,
-    device: &Device,
     cache: &mut ComponentCache,
     context: Context<'_>,
 ) -> Result<BTreeMap<String, SharedComponent>> {
@@ -428,7 +523,7 @@ fn read_all(
     let mut before = 0;
     for planned in missing {
         context.cancel.check()?;
-        let component = Arc::new(planned.read(device, before, total, context)?);
+        let component = Arc::new(planned.read(cache.occupancy(), (before, total), context)?);
         if let Some(weights) = &planned.weights {
             before += weights.bytes()?;
             context.events.emit(Event::Loading { component: planned.name.clone(), bytes: before, total });
@@ -440,7 +535,30 @@ fn read_all(
 }
 
 impl Planned {
-    fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
+    /// Settles when its layers come and go; a component that is kept in another way is another component.
+    fn page(&mut self, paging: Option<Paging>) {
+        if let Some(paging) = paging.filter(|_| self.weights.is_some()) {
+            self.key = format!("{}|{paging:?}", self.key);
+            self.paging = Some(paging);
+        }
+    }
+
+    /// Its weights, left where they are stored.
+    fn open(&self, files: &WeightFiles, paging: Paging, occupancy: &Arc<Occupancy>) -> Result<Weights> {
+        // On a CPU host memory is the device; elsewhere it spares the conversion, and the disk, as long as there is some.
+        let host = device::memory(&Device::Cpu);
+        let has_room = host.is_some_and(|host| files.bytes().is_ok_and(|bytes| host.free / 2 > bytes));
+        let rest = if !self.device.is_cpu() && has_room { Rest::Host } else { Rest::File };
+        let pager = Pager::new(paging, rest, stage_of(&self.name), occupancy);
+        let placement = Placement { dtype: self.dtype, device: &self.device, pager };
+        match files {
+            WeightFiles::Disk(files) => Weights::open(files, placement),
+            WeightFiles::Memory { name, bytes } => Weights::open_bytes(bytes, name, placement),
+            WeightFiles::Part(part) => Weights::open_part(part, placement),
+        }
+    }
+
+    fn read(&self, occupancy: &Arc<Occupancy>, (before, total): (u64, u64), context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
             let model = Model::Tokenizer(self.tokenizer()?);
             return Ok(Component {
@@ -458,14 +576,18 @@ impl Planned {
             context.events.emit(Event::Loading { component, bytes: (before + read).min(total), total });
             Ok(())
         };
-        let weights = match files {
-            WeightFiles::Disk(files) => Weights::load(files, self.dtype, device, &mut progress)?,
-            WeightFiles::Memory { name, bytes } => Weights::from_bytes(bytes, name, self.dtype, device, &mut progress)?,
-            WeightFiles::Part(part) => Weights::from_checkpoint(part, self.dtype, device, &mut progress)?,
+        let (dtype, device) = (self.dtype, &self.device);
+        let weights = match (self.paging, files) {
+            (Some(paging), files) => self.open(files, paging, occupancy)?,
+            (None, WeightFiles::Disk(files)) => Weights::load(files, dtype, device, &mut progress)?,
+            (None, WeightFiles::Memory { name, bytes }) => {
+                Weights::from_bytes(bytes, name, dtype, device, &mut progress)?
+            }
+            (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, &mut progress)?,
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
-        let bytes = weights.bytes();
+        let bytes = if weights.is_paged() { 0 } else { weights.bytes() };
         let takes_adapters = matches!(self.kind, Kind::ClipText | Kind::Unet);
         let weights = takes_adapters.then_some(weights);
         Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
@@ -487,6 +609,11 @@ impl Planned {
             }
             Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
         })
+    }
+
+    /// The component's `config.json` as it is.
+    fn raw_config(&self) -> Result<Value> {
+        self.files.require_json(&sub(&self.folder, "config.json"))
     }
 
     /// The component's `config.json`.

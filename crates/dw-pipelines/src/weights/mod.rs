@@ -5,8 +5,13 @@
 //! folder to [`folder`], the layout of whole checkpoints to [`single_file`], and what the tensors mean to the models.
 
 pub mod folder;
+pub(crate) mod paging;
 mod reader;
 pub mod single_file;
+mod stored;
+
+pub use paging::{Occupancy, Paging, Rest};
+pub(crate) use stored::Listed;
 
 pub(crate) use reader::{read_metadata, read_names, read_stored};
 
@@ -19,17 +24,46 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 
-use self::single_file::CheckpointPart;
+use self::{paging::Pager, single_file::CheckpointPart, stored::Stored};
 use crate::{Error, Result};
 
 /// Tensors that old checkpoints carry and no model needs: position counters that were once saved as buffers.
 const HARMLESS: &[&str] = &["embeddings.position_ids"];
 
-/// One tensor and the file it was read from.
+/// One tensor and the file it comes from.
 #[derive(Clone)]
 struct Entry {
-    tensor: Tensor,
+    value: Value,
     origin: Arc<str>,
+}
+
+#[derive(Clone)]
+enum Value {
+    /// Read, on its device and of its type; on the host when the component is paged.
+    Held(Tensor),
+    /// Still where it is stored.
+    Stored(Arc<Stored>),
+}
+
+impl Entry {
+    fn held(tensor: Tensor, origin: &Arc<str>) -> Self {
+        Self { value: Value::Held(tensor), origin: Arc::clone(origin) }
+    }
+
+    fn dims(&self) -> &[usize] {
+        match &self.value {
+            Value::Held(tensor) => tensor.dims(),
+            Value::Stored(stored) => stored.dims(),
+        }
+    }
+
+    /// Bytes in memory when it is there.
+    fn bytes(&self, dtype: DType) -> u64 {
+        match &self.value {
+            Value::Held(tensor) => (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64,
+            Value::Stored(stored) => stored.bytes_as(dtype),
+        }
+    }
 }
 
 /// All tensors of one component, and the names that were asked for so far.
@@ -41,6 +75,17 @@ struct Store {
     taken: Mutex<BTreeSet<String>>,
     /// Where the names were translated when the tensors were read.
     foreign: Option<Foreign>,
+    /// Who decides what is on the device, when not everything is.
+    pager: Option<Arc<Pager>>,
+    /// Tensors that rest in host memory.
+    resting: Mutex<HashMap<String, Tensor>>,
+}
+
+/// Where the tensors of a paged component go, and when.
+pub(crate) struct Placement<'a> {
+    pub(crate) dtype: DType,
+    pub(crate) device: &'a Device,
+    pub(crate) pager: Arc<Pager>,
 }
 
 /// The names in the file that the tensors were read from.
@@ -58,9 +103,44 @@ pub struct Weights {
     /// Canonical name to stored name, when the stored names are foreign.
     names: Option<Arc<HashMap<String, String>>>,
     prefix: String,
+    /// Whether layers are built now although the component is paged.
+    is_fetching: bool,
 }
 
 impl Store {
+    fn new(entries: HashMap<String, Entry>, origin: Arc<str>, dtype: DType, device: Device) -> Self {
+        Self {
+            entries,
+            origin,
+            dtype,
+            device,
+            taken: Mutex::default(),
+            foreign: None,
+            pager: None,
+            resting: Mutex::default(),
+        }
+    }
+
+    /// The tensor of an entry, on the device.
+    fn tensor(&self, name: &str, entry: &Entry) -> Result<Tensor> {
+        let stored = match &entry.value {
+            Value::Held(tensor) if self.pager.is_none() => return Ok(tensor.clone()),
+            Value::Held(tensor) => return Ok(tensor.to_device(&self.device)?),
+            Value::Stored(stored) => stored,
+        };
+        if self.pager.as_ref().is_none_or(|pager| pager.rest == Rest::File) {
+            return stored.read(self.dtype, &self.device);
+        }
+        let resting = || self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = resting().get(name).cloned();
+        let tensor = match known {
+            Some(tensor) => tensor,
+            None => stored.read(self.dtype, &Device::Cpu)?,
+        };
+        resting().insert(name.to_owned(), tensor.clone());
+        Ok(tensor.to_device(&self.device)?)
+    }
+
     /// What a canonical name is called in the file, where that differs, as an insertion into a message.
     fn aside(&self, canonical: &str) -> String {
         let original = self.foreign.as_ref().and_then(|foreign| foreign.part.original(canonical));
@@ -79,7 +159,7 @@ impl Weights {
             .find(|tensor| tensor.dtype().is_float())
             .map_or((DType::F32, Device::Cpu), |tensor| (tensor.dtype(), tensor.device().clone()));
         let entries =
-            tensors.into_iter().map(|(name, tensor)| (name, Entry { tensor, origin: origin.clone() })).collect();
+            tensors.into_iter().map(|(name, tensor)| (name, Entry::held(tensor, &origin))).collect();
         Self::from_entries(entries, origin, dtype, device)
     }
 
@@ -99,12 +179,47 @@ impl Weights {
             let target = reader::Target { dtype, device };
             reader::read_all(&bytes, file, &target, &mut read, progress, &mut entries)?;
         }
-        let origin = match files {
-            [file] => file.display().to_string(),
-            [first, ..] => first.parent().unwrap_or(first).display().to_string(),
-            [] => String::from("no file"),
-        };
-        Ok(Self::from_entries(entries, origin.into(), dtype, device.clone()))
+        Ok(Self::from_entries(entries, origin_of(files), dtype, device.clone()))
+    }
+
+    /// The same tensors, left in their files until the pager wants them.
+    pub(crate) fn open(files: &[PathBuf], placement: Placement<'_>) -> Result<Self> {
+        let mut entries = HashMap::new();
+        for file in files {
+            let origin: Arc<str> = file.display().to_string().into();
+            for (name, stored) in Stored::of_file(file)? {
+                let entry = Entry { value: Value::Stored(Arc::new(stored)), origin: Arc::clone(&origin) };
+                if entries.insert(name.clone(), entry).is_some() {
+                    let reason = format!("tensor `{name}` is in two shards; fetch the model again");
+                    return Err(Error::BadFile { path: file.clone(), reason });
+                }
+            }
+        }
+        Ok(Self::paged(entries, origin_of(files), None, placement))
+    }
+
+    /// As [`Weights::open`], of a file inside the program.
+    pub(crate) fn open_bytes(bytes: &'static [u8], origin: &str, placement: Placement<'_>) -> Result<Self> {
+        let name: Arc<str> = origin.into();
+        Ok(Self::paged(stored_entries(Stored::of_memory(bytes, origin)?, &name), name, None, placement))
+    }
+
+    /// As [`Weights::open`], of one component of a checkpoint.
+    pub(crate) fn open_part(part: &CheckpointPart, placement: Placement<'_>) -> Result<Self> {
+        let origin: Arc<str> = part.path().display().to_string().into();
+        let (tensors, passed_over) = Stored::of_part(part)?;
+        let foreign = Foreign { part: part.clone(), passed_over };
+        Ok(Self::paged(stored_entries(tensors, &origin), origin, Some(foreign), placement))
+    }
+
+    fn paged(
+        entries: HashMap<String, Entry>,
+        origin: Arc<str>,
+        foreign: Option<Foreign>,
+        Placement { dtype, device, pager }: Placement<'_>,
+    ) -> Self {
+        let store = Store::new(entries, origin, dtype, device.clone());
+        Self::of(Store { foreign, pager: Some(pager), ..store })
     }
 
     /// Reads a safetensors file that is already in memory (a model inside the program). `origin` is what errors
@@ -133,20 +248,38 @@ impl Weights {
         let passed_over = reader::read_part(part, &reader::Target { dtype, device }, progress, &mut entries)?;
         let origin: Arc<str> = part.path().display().to_string().into();
         let foreign = Some(Foreign { part: part.clone(), passed_over });
-        let store = Store { entries, origin, dtype, device: device.clone(), taken: Mutex::default(), foreign };
-        Ok(Self { store: Arc::new(store), names: None, prefix: String::new() })
+        Ok(Self::of(Store { foreign, ..Store::new(entries, origin, dtype, device.clone()) }))
     }
 
     fn from_entries(entries: HashMap<String, Entry>, origin: Arc<str>, dtype: DType, device: Device) -> Self {
-        let store = Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None };
-        Self { store: Arc::new(store), names: None, prefix: String::new() }
+        Self::of(Store::new(entries, origin, dtype, device))
+    }
+
+    fn of(store: Store) -> Self {
+        Self { store: Arc::new(store), names: None, prefix: String::new(), is_fetching: false }
     }
 
     /// The same tensors seen from one path element further down: `pp("mid_block").pp(0)` sees
     /// `mid_block.0.*`.
     #[must_use]
     pub fn pp(&self, name: impl Display) -> Self {
-        Self { store: self.store.clone(), names: self.names.clone(), prefix: self.full_name(&name.to_string()) }
+        Self { prefix: self.full_name(&name.to_string()), ..self.clone() }
+    }
+
+    /// Who decides what is on the device; none where everything is, or where a layer is being built.
+    fn pager(&self) -> Option<&Arc<Pager>> {
+        self.store.pager.as_ref().filter(|_| !self.is_fetching)
+    }
+
+    /// The same view, whose layers are built at once.
+    fn fetching(&self) -> Self {
+        Self { is_fetching: true, ..self.clone() }
+    }
+
+    /// Bytes of the tensor `name` below this prefix on the device; 0 when there is none.
+    fn bytes_of(&self, name: &str) -> u64 {
+        let entry = self.store.entries.get(self.stored_name(&self.full_name(name)));
+        entry.map_or(0, |entry| entry.bytes(self.store.dtype))
     }
 
     /// The path this view starts at, without a point at the end.
@@ -156,26 +289,35 @@ impl Weights {
 
     /// The tensor `name` below this prefix, which must have exactly this shape.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
-        let expected = shape.into();
         let full = self.full_name(name);
-        let stored = self.stored_name(&full);
+        let (stored, entry) = self.entry(shape.into(), &full)?;
+        self.store.tensor(stored, entry)
+    }
+
+    /// Checks that the tensor `name` below this prefix is there and has exactly this shape. It counts as taken.
+    pub(crate) fn expect(&self, shape: impl Into<Shape>, name: &str) -> Result<()> {
+        self.entry(shape.into(), &self.full_name(name)).map(|_| ())
+    }
+
+    fn entry<'a>(&'a self, expected: Shape, full: &'a str) -> Result<(&'a str, &'a Entry)> {
+        let stored = self.stored_name(full);
         let Some(entry) = self.store.entries.get(stored) else {
-            return Err(self.missing(&full, &expected));
+            return Err(self.missing(full, &expected));
         };
-        if entry.tensor.shape() != &expected {
+        if entry.dims() != expected.dims() {
             return Err(Error::BadFile {
                 path: PathBuf::from(&*entry.origin),
                 reason: format!(
                     "tensor `{stored}`{} has shape {:?}, but the model's configuration asks for {:?}; \
                      use the config.json that belongs to these weights",
                     self.store.aside(stored),
-                    entry.tensor.dims(),
+                    entry.dims(),
                     expected.dims()
                 ),
             });
         }
         self.store.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(stored.to_owned());
-        Ok(entry.tensor.clone())
+        Ok((stored, entry))
     }
 
     /// Whether the tensor `name` exists below this prefix.
@@ -186,7 +328,7 @@ impl Weights {
     /// The shape of the tensor `name` below this prefix, if it exists.
     pub fn shape_of(&self, name: &str) -> Option<Shape> {
         let entry = self.store.entries.get(self.stored_name(&self.full_name(name)))?;
-        Some(entry.tensor.shape().clone())
+        Some(Shape::from(entry.dims()))
     }
 
     /// The names, as stored, that no model asked for, sorted; tensors known to be harmless are left out.
@@ -204,10 +346,14 @@ impl Weights {
         names
     }
 
-    /// How many bytes all tensors of the store take on their device.
+    /// How many bytes all tensors of the store take on their device when they are there.
     pub fn bytes(&self) -> u64 {
-        let size = |entry: &Entry| (entry.tensor.elem_count() * entry.tensor.dtype().size_in_bytes()) as u64;
-        self.store.entries.values().map(size).sum()
+        self.store.entries.values().map(|entry| entry.bytes(self.store.dtype)).sum()
+    }
+
+    /// Whether the component is paged: not all of its layers are on the device all the time.
+    pub fn is_paged(&self) -> bool {
+        self.store.pager.is_some()
     }
 
     /// The type of the floating point tensors.
@@ -243,18 +389,30 @@ impl Weights {
             return Ok(self.clone());
         }
         let convert = |(name, entry): (&String, &Entry)| -> Result<(String, Entry)> {
-            let tensor =
-                if entry.tensor.dtype().is_float() { entry.tensor.to_dtype(dtype)? } else { entry.tensor.clone() };
-            Ok((name.clone(), Entry { tensor, origin: entry.origin.clone() }))
+            let converted = match &entry.value {
+                Value::Held(tensor) if tensor.dtype().is_float() => {
+                    Entry::held(tensor.to_dtype(dtype)?, &entry.origin)
+                }
+                Value::Held(_) | Value::Stored(_) => entry.clone(),
+            };
+            Ok((name.clone(), converted))
         };
         let entries = self.store.entries.iter().map(convert).collect::<Result<_>>()?;
-        let root = Self::from_entries(entries, self.store.origin.clone(), dtype, self.store.device.clone());
-        Ok(Self { store: root.store, names: self.names.clone(), prefix: self.prefix.clone() })
+        Ok(self.with_entries(entries, dtype))
     }
 
-    /// The tensor `name` below this prefix as it is, if it exists. It does not count as taken.
-    pub fn find(&self, name: &str) -> Option<&Tensor> {
-        Some(&self.store.entries.get(self.stored_name(&self.full_name(name)))?.tensor)
+    /// The same view on other tensors.
+    fn with_entries(&self, entries: HashMap<String, Entry>, dtype: DType) -> Self {
+        let store = Store::new(entries, self.store.origin.clone(), dtype, self.store.device.clone());
+        let pager = self.store.pager.as_ref().map(|pager| pager.another());
+        Self { store: Arc::new(Store { pager, ..store }), ..self.clone() }
+    }
+
+    /// The tensor `name` below this prefix on its device, if it exists. It does not count as taken.
+    pub fn find(&self, name: &str) -> Result<Option<Tensor>> {
+        let full = self.full_name(name);
+        let stored = self.stored_name(&full);
+        self.store.entries.get(stored).map(|entry| self.store.tensor(stored, entry)).transpose()
     }
 
     /// The canonical names of all tensors of the store, in no order.
@@ -267,16 +425,15 @@ impl Weights {
 
     /// The same tensors, in memory only once, but with others under some of the canonical names. Nothing counts
     /// as taken yet.
-    #[must_use]
-    pub fn replacing(&self, tensors: HashMap<String, Tensor>) -> Self {
+    pub fn replacing(&self, tensors: HashMap<String, Tensor>) -> Result<Self> {
         let mut entries = self.store.entries.clone();
         for (name, tensor) in tensors {
             let stored = self.stored_name(&name).to_owned();
-            let origin = self.store.origin.clone();
-            entries.insert(stored, Entry { tensor, origin });
+            // What is not stored anywhere rests on the host until a layer is wanted.
+            let tensor = if self.is_paged() { tensor.to_device(&Device::Cpu)? } else { tensor };
+            entries.insert(stored, Entry::held(tensor, &self.store.origin));
         }
-        let root = Self::from_entries(entries, self.store.origin.clone(), self.store.dtype, self.store.device.clone());
-        Self { store: root.store, names: self.names.clone(), prefix: self.prefix.clone() }
+        Ok(self.with_entries(entries, self.store.dtype))
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -301,6 +458,37 @@ impl Weights {
             ),
         }
     }
+}
+
+/// What the headers of a component's files list.
+pub(crate) fn list_files(files: &[PathBuf]) -> Result<Vec<Listed>> {
+    let tensors = files.iter().map(|file| Stored::of_file(file)).collect::<Result<Vec<_>>>()?;
+    Ok(Listed::all(tensors.into_iter().flatten().collect()))
+}
+
+/// The same for a file inside the program.
+pub(crate) fn list_bytes(bytes: &'static [u8], origin: &str) -> Result<Vec<Listed>> {
+    Ok(Listed::all(Stored::of_memory(bytes, origin)?))
+}
+
+/// The same for one component of a checkpoint.
+pub(crate) fn list_part(part: &CheckpointPart) -> Result<Vec<Listed>> {
+    Ok(Listed::all(Stored::of_part(part)?.0))
+}
+
+/// What errors call a component of several files.
+fn origin_of(files: &[PathBuf]) -> Arc<str> {
+    let origin = match files {
+        [file] => file.display().to_string(),
+        [first, ..] => first.parent().unwrap_or(first).display().to_string(),
+        [] => String::from("no file"),
+    };
+    origin.into()
+}
+
+fn stored_entries(tensors: Vec<(String, Stored)>, origin: &Arc<str>) -> HashMap<String, Entry> {
+    let entry = |stored| Entry { value: Value::Stored(Arc::new(stored)), origin: Arc::clone(origin) };
+    tensors.into_iter().map(|(name, stored)| (name, entry(stored))).collect()
 }
 
 #[cfg(test)]

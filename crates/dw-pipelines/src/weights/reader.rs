@@ -58,7 +58,7 @@ pub(super) fn read_all(
     views.sort_by_key(|(_, view)| view.data().as_ptr());
     for (name, view) in views {
         let tensor = convert(name, &view, path, target)?;
-        if entries.insert(name.to_owned(), Entry { tensor, origin: origin.clone() }).is_some() {
+        if entries.insert(name.to_owned(), Entry::held(tensor, &origin)).is_some() {
             return Err(bad_file(path, &format!("tensor `{name}` is in two shards; fetch the model again")));
         }
         *read += view.data().len() as u64;
@@ -84,7 +84,7 @@ pub(super) fn read_part(
             let stored = load(reading.name, &reading.view, part.path())?;
             for place in reading.targets {
                 let tensor = settle(&place.change.apply(&stored)?, target)?;
-                entries.insert(place.name, Entry { tensor, origin: origin.clone() });
+                entries.insert(place.name, Entry::held(tensor, &origin));
             }
         }
         read += reading.view.data().len() as u64;
@@ -120,7 +120,7 @@ pub(super) fn header(bytes: &[u8], path: &Path) -> Result<(usize, Metadata)> {
     Ok((length + size_of::<u64>(), metadata))
 }
 
-fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
+pub(super) fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
     SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(bytes, path, &error))
 }
 
@@ -136,8 +136,14 @@ fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Resul
 }
 
 /// A tensor as it is stored, on the host.
-fn load(name: &str, view: &TensorView, path: &Path) -> Result<Tensor> {
-    match view.dtype() {
+pub(super) fn load(name: &str, view: &TensorView, path: &Path) -> Result<Tensor> {
+    check_dtype(name, view.dtype(), path)?;
+    Ok(view.load(&Device::Cpu)?)
+}
+
+/// Refuses a type of numbers that cannot be read.
+pub(super) fn check_dtype(name: &str, dtype: Dtype, path: &Path) -> Result<()> {
+    match dtype {
         Dtype::F64
         | Dtype::F32
         | Dtype::F16
@@ -146,21 +152,34 @@ fn load(name: &str, view: &TensorView, path: &Path) -> Result<Tensor> {
         | Dtype::I32
         | Dtype::I16
         | Dtype::U32
-        | Dtype::U8 => {}
-        other => {
-            return Err(bad_file(
-                path,
-                &format!(
-                    "tensor `{name}` holds `{other:?}` values, which cannot be read; use the model in float16, bfloat16 or float32"
-                ),
-            ));
-        }
+        | Dtype::U8 => Ok(()),
+        other => Err(bad_file(
+            path,
+            &format!(
+                "tensor `{name}` holds `{other:?}` values, which cannot be read; use the model in float16, bfloat16 or float32"
+            ),
+        )),
     }
-    Ok(view.load(&Device::Cpu)?)
+}
+
+/// Tells the system that a part of a mapped file is not needed in memory; it is read from the file again when it is.
+pub(super) fn forget(map: &Mmap, range: std::ops::Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the map is read-only and of a file, so a page that is dropped comes back with the same contents.
+        #[allow(unsafe_code)]
+        let advice = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.end - range.start)
+        };
+        // Without the advice the system drops the pages when memory gets short.
+        drop(advice);
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 /// A tensor in the type and at the place where it is used. Whole numbers keep their type.
-fn settle(tensor: &Tensor, target: &Target) -> Result<Tensor> {
+pub(super) fn settle(tensor: &Tensor, target: &Target) -> Result<Tensor> {
     let tensor = if tensor.dtype().is_float() { tensor.to_dtype(target.dtype)? } else { tensor.clone() };
     Ok(tensor.to_device(target.device)?)
 }

@@ -33,8 +33,8 @@ pub(crate) fn merge(
     let jobs = jobs(files);
     let run = |job: &Job<'_>| -> Result<Option<(String, Tensor)>> {
         context.cancel.check()?;
-        let Some(base) = weights.find(&job.tensor) else { return Ok(None) };
-        Ok(Some((job.tensor.clone(), job.apply(base)?)))
+        let Some(base) = weights.find(&job.tensor)? else { return Ok(None) };
+        Ok(Some((job.tensor.clone(), job.apply(&base)?)))
     };
     // A GPU does one thing after the other, however many threads ask.
     let merged: Result<Vec<_>> =

@@ -126,7 +126,7 @@ impl Lora {
     fn check(&self, module: &Module, path: &str, weights: &Weights) -> Result<Vec<String>> {
         let mut missing = Vec::new();
         let bad = |reason| Err(self.file.bad(reason));
-        match weights.find(&format!("{path}.weight")) {
+        match weights.shape_of(&format!("{path}.weight")) {
             Some(weight) => {
                 if let Err(flaw) = module.change.check(weight.dims()) {
                     return bad(complaint(flaw, &module.parts, Some((path, weight.dims())), self.family()));
@@ -134,7 +134,7 @@ impl Lora {
             }
             None => missing.extend(module.names_where(|part| part != Part::DiffBias)),
         }
-        match (module.change.bias(), weights.find(&format!("{path}.bias"))) {
+        match (module.change.bias(), weights.shape_of(&format!("{path}.bias"))) {
             (Some(bias), Some(own)) if bias.elem_count() != own.elem_count() => {
                 let flaw = Flaw::Misfit(bias.elem_count(), 1);
                 return bad(complaint(flaw, &module.parts, Some((path, own.dims())), self.family()));

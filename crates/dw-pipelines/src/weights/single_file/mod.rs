@@ -21,7 +21,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, tensor::Metadata, tensor::TensorView};
 use serde_json::Value;
 
-pub(crate) use self::contents::Part;
+pub(crate) use self::{contents::Part, key_map::Change};
 use self::{
     contents::{Contents, Located, Naming},
     index::{Shapes, Tensors},
@@ -193,6 +193,19 @@ impl CheckpointPart {
     /// What a canonical name is called in the file.
     pub(super) fn original(&self, canonical: &str) -> Option<String> {
         Some(format!("{}{}", self.located.prefix, self.map.original(canonical)?))
+    }
+
+    /// A tensor by its name in the file.
+    pub(super) fn view(&self, name: &str) -> Result<TensorView<'_>> {
+        self.checkpoint.view(name)
+    }
+
+    /// Tells the system that a tensor is not needed in memory any more.
+    pub(super) fn forget(&self, name: &str) {
+        if let Some(info) = self.checkpoint.metadata.info(name) {
+            let start = self.checkpoint.data_start;
+            reader::forget(&self.checkpoint.bytes, start + info.data_offsets.0..start + info.data_offsets.1);
+        }
     }
 
     /// Its tensors in the order of the file. Those without a place in the model have no target.

@@ -2,6 +2,7 @@
 //! each family.
 
 mod stable_diffusion;
+mod stable_diffusion_3;
 
 use dw_core::{arguments::Arguments, artifact::Entry};
 use serde_json::Value;
@@ -93,14 +94,17 @@ pub(crate) enum Family {
     StableDiffusion,
     /// Stable Diffusion XL.
     StableDiffusionXl,
+    /// Stable Diffusion 3 and 3.5.
+    StableDiffusion3,
 }
 
 impl Family {
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
-        let is_other =
-            ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
-        if class.starts_with("StableDiffusionXL") {
+        let is_other = ["StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
+        if class.starts_with("StableDiffusion3") {
+            Some(Self::StableDiffusion3)
+        } else if class.starts_with("StableDiffusionXL") {
             Some(Self::StableDiffusionXl)
         } else if class.starts_with("StableDiffusion") && !is_other.iter().any(|other| class.starts_with(other)) {
             Some(Self::StableDiffusion)
@@ -112,6 +116,17 @@ impl Family {
 
 const fn slot(name: &'static str, kind: Kind) -> Slot {
     Slot { name, kind }
+}
+
+/// The slots of a family after one more, which is loaded first.
+const fn with_slot<const N: usize, const M: usize>(slots: &[Slot; N], first: Slot) -> [Slot; M] {
+    let mut all = [first; M];
+    let mut at = 0;
+    while at < N {
+        all[at + 1] = slots[at];
+        at += 1;
+    }
+    all
 }
 
 /// The classes that leave it to the model what they are.
@@ -143,7 +158,7 @@ static GENERAL: &[PipelineClass] = &[
 ];
 
 /// The classes of each family, and those that stand for any.
-static FAMILIES: [&[PipelineClass]; 2] = [stable_diffusion::CLASSES, GENERAL];
+static FAMILIES: [&[PipelineClass]; 3] = [stable_diffusion::CLASSES, stable_diffusion_3::CLASSES, GENERAL];
 
 /// Every pipeline class of this build.
 pub fn classes() -> impl Iterator<Item = &'static PipelineClass> {

@@ -10,6 +10,10 @@ pub mod config;
 pub mod controlnet;
 pub mod ip_adapter;
 pub mod tiling;
+mod mmdit;
+pub mod sd3;
+pub mod sd3_controlnet;
+pub mod t5;
 pub mod unet;
 pub mod vae;
 
@@ -21,5 +25,8 @@ pub use controlnet::{
 };
 pub use ip_adapter::{ImageFeatures, IpAdapter};
 pub use tiling::Tiling;
+pub use sd3::{Sd3Config, Sd3Input, Sd3Transformer2DModel};
+pub use sd3_controlnet::{Sd3ControlNetConfig, Sd3ControlNetInput, Sd3ControlNetModel};
+pub use t5::{T5Config, T5EncoderModel};
 pub use unet::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

@@ -23,6 +23,11 @@ impl Embedding {
         shape.push(table.dim(1)?);
         Ok(table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?)
     }
+
+    /// Where the table is.
+    pub fn device(&self) -> &Device {
+        self.table.device()
+    }
 }
 
 impl Weights {

@@ -19,7 +19,7 @@ pub use embedding::{Embedding, TimestepEmbedding, Timesteps};
 pub(crate) use limits::feed_forward;
 pub use limits::Limits;
 pub use linear::Linear;
-pub use norm::{GroupNorm, LayerNorm};
+pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use resample::{upsample_nearest, upsample_nearest_2x};
 
 use candle_core::{DType, Device};

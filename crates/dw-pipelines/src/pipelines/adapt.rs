@@ -23,7 +23,7 @@ use crate::{
         lora::{self, Strengthened, merge},
     },
     hub::Hub,
-    models::{ClipTextModel, Unet2DConditionModel},
+    models::{ClipTextModel, Sd3Transformer2DModel, Unet2DConditionModel},
     request::{Context, PipelineRequest},
     weights::Weights,
 };
@@ -46,7 +46,9 @@ struct Target {
 
 impl Adapters {
     /// Finds the files that `request` names. Textual inversions are read, LoRA files are looked into.
-    pub(crate) fn find(request: &PipelineRequest, hub: &Hub, context: Context<'_>) -> Result<Self> {
+    ///
+    /// `has_unet` says what kind of denoiser the pipeline has.
+    pub(crate) fn find(request: &PipelineRequest, has_unet: bool, hub: &Hub, context: Context<'_>) -> Result<Self> {
         let mut loras = Vec::new();
         for lora in &request.loras {
             if !lora.scale.is_finite() {
@@ -56,7 +58,11 @@ impl Adapters {
             }
             let (subfolder, weight_name) = (lora.subfolder.as_deref(), lora.weight_name.as_deref());
             let file = AdapterFile::find(Place { source: &lora.source, subfolder, weight_name }, hub, context)?;
-            lora::check_is_for_unet(&file)?;
+            if has_unet {
+                lora::check_is_for_unet(&file)?;
+            } else {
+                lora::check_is_for_transformer(&file)?;
+            }
             loras.push((file, lora.scale));
         }
         Ok(Self { loras, words: Words::find(request, hub, context)? })
@@ -170,16 +176,22 @@ pub(super) fn rebuilt(
     let weights = weights.replacing(changed)?;
     let model = match &component.model {
         Model::Unet(unet) => Model::Unet(Unet2DConditionModel::new(unet.config(), weights.clone())?),
+        Model::Sd3Transformer(transformer) => {
+            Model::Sd3Transformer(Sd3Transformer2DModel::new(transformer.config(), weights.clone())?)
+        }
         Model::ClipText(encoder) => {
             let mut config = encoder.config().clone();
             config.vocab_size = ClipTextModel::words(&weights).unwrap_or(config.vocab_size);
             Model::ClipText(ClipTextModel::new(&config, weights.clone())?)
         }
         Model::Tokenizer(_)
+        | Model::T5Tokenizer(_)
+        | Model::T5(_)
         | Model::ClipVision(_)
         | Model::Vae(_)
         | Model::ControlNet(_)
-        | Model::ControlNetUnion(_) => {
+        | Model::ControlNetUnion(_)
+        | Model::Sd3ControlNet(_) => {
             return Err(Error::Unsupported(format!("a `{}` takes no adapters", component.class)));
         }
     };

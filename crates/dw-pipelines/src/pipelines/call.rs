@@ -86,10 +86,15 @@ pub(crate) fn check_decoder(parts: &Parts, call: &Generation) -> Result<()> {
 
 /// Lays the schedule out, after checking that the scheduler can take a custom one.
 pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, call: &Generation) -> Result<()> {
-    for (name, given, accepted) in [
-        ("timesteps", call.timesteps.is_some(), scheduler.accepts_timesteps()),
-        ("sigmas", call.sigmas.is_some(), scheduler.accepts_sigmas()),
-    ] {
+    refuse_unaccepted(scheduler, call.timesteps.is_some(), call.sigmas.is_some())?;
+    scheduler.set_timesteps(&call.timestep_request())
+}
+
+/// Refuses timesteps or noise levels, where they are given, for a scheduler that does not take them.
+pub(crate) fn refuse_unaccepted(scheduler: &dyn Scheduler, timesteps: bool, sigmas: bool) -> Result<()> {
+    for (name, given, accepted) in
+        [("timesteps", timesteps, scheduler.accepts_timesteps()), ("sigmas", sigmas, scheduler.accepts_sigmas())]
+    {
         if given && !accepted {
             let class = scheduler.class();
             return Err(refuse(
@@ -98,7 +103,7 @@ pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, call: &Generation) ->
             ));
         }
     }
-    scheduler.set_timesteps(&call.timestep_request())
+    Ok(())
 }
 
 /// How many denoising steps a call asks for, by number or by list.

@@ -11,10 +11,10 @@ use crate::{
     Error, Result,
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
-        Unet2DConditionModel,
+        Sd3ControlNetModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, config::OneOrMany,
     },
     schedulers::{self, Scheduler},
-    text::ClipTokenizer,
+    text::{ClipTokenizer, T5Tokenizer},
     weights::Weights,
 };
 
@@ -24,6 +24,10 @@ pub enum Model {
     Tokenizer(ClipTokenizer),
     /// Token ids to embeddings.
     ClipText(ClipTextModel),
+    /// Text to token ids of a T5 encoder.
+    T5Tokenizer(T5Tokenizer),
+    /// Token ids to embeddings, by T5.
+    T5(T5EncoderModel),
     /// Pictures to embeddings.
     ClipVision(ClipVisionModel),
     /// The denoiser.
@@ -34,6 +38,25 @@ pub enum Model {
     ControlNet(ControlNetModel),
     /// Steers a UNet by pictures of several kinds.
     ControlNetUnion(ControlNetUnionModel),
+    /// The denoiser of Stable Diffusion 3.
+    Sd3Transformer(Sd3Transformer2DModel),
+    /// Steers such a denoiser by a picture.
+    Sd3ControlNet(Sd3ControlNetModel),
+}
+
+/// What the way from pictures to latents and back must know of a denoiser, whatever kind it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Denoiser {
+    /// The channels of the latents it predicts.
+    pub(crate) channels: usize,
+    /// The channels it reads: the latents', and those of what it reads beside them.
+    pub(crate) in_channels: usize,
+    /// The type it runs in.
+    pub(crate) dtype: DType,
+    /// How many latents a side of its smallest piece has.
+    pub(crate) patch: usize,
+    /// Height and width of the training latents, where the configuration names them.
+    pub(crate) sample_size: Option<(usize, usize)>,
 }
 
 /// A ControlNet of either sort.
@@ -138,6 +161,56 @@ impl Parts {
         }
     }
 
+    /// The denoiser as far as pictures and latents are concerned.
+    pub(crate) fn denoiser(&self) -> Result<Denoiser> {
+        if let Some(Model::Sd3Transformer(transformer)) = self.model("transformer") {
+            let config = transformer.config();
+            return Ok(Denoiser {
+                channels: config.latent_channels(),
+                in_channels: config.in_channels,
+                dtype: transformer.dtype(),
+                patch: config.patch_size,
+                sample_size: Some((config.sample_size, config.sample_size)),
+            });
+        }
+        let unet = self.unet()?;
+        let config = unet.config();
+        Ok(Denoiser {
+            channels: config.out_channels,
+            in_channels: config.in_channels,
+            dtype: unet.dtype(),
+            patch: 1,
+            sample_size: match &config.sample_size {
+                Some(OneOrMany::One(side)) => Some((*side, *side)),
+                Some(OneOrMany::Many(sides)) if sides.len() == 2 => Some((sides[0], sides[1])),
+                _ => None,
+            },
+        })
+    }
+
+    pub(crate) fn sd3_transformer(&self) -> Result<&Sd3Transformer2DModel> {
+        match self.model("transformer") {
+            Some(Model::Sd3Transformer(transformer)) => Ok(transformer),
+            other => Err(self.unusable("transformer", other.is_some())),
+        }
+    }
+
+    /// The ControlNets of Stable Diffusion 3, in the order of the step's list; at least one.
+    pub(crate) fn sd3_controlnets(&self) -> Result<Vec<&Sd3ControlNetModel>> {
+        let name = "controlnet";
+        let models = (0..).map_while(|at| self.model(&numbered(name, at)));
+        let models = models.map(|model| match model {
+            Model::Sd3ControlNet(model) => Ok(model),
+            _ => Err(self.unusable(name, true)),
+        });
+        let models = models.collect::<Result<Vec<_>>>()?;
+        if models.is_empty() { Err(self.unusable(name, false)) } else { Ok(models) }
+    }
+
+    fn model(&self, name: &str) -> Option<&Model> {
+        self.components.get(name).map(|component| &component.model)
+    }
+
     pub(crate) fn vae(&self) -> Result<&AutoencoderKl> {
         match self.components.get("vae").map(|component| &component.model) {
             Some(Model::Vae(vae)) => Ok(vae),
@@ -179,6 +252,18 @@ impl Parts {
             (Some(Model::Tokenizer(tokenizer)), Some(Model::ClipText(encoder))) => Ok(Some((tokenizer, encoder))),
             (None, _) => Err(self.unusable(tokenizer, false)),
             (Some(Model::Tokenizer(_)), _) => Err(self.unusable(encoder, true)),
+            _ => Err(self.unusable(tokenizer, true)),
+        }
+    }
+
+    /// The T5 encoder with its tokenizer; none when the model has no such encoder, or it is left out.
+    pub(crate) fn t5_encoder(&self, encoder: &str, tokenizer: &str) -> Result<Option<(&T5Tokenizer, &T5EncoderModel)>> {
+        let model = |name: &str| self.components.get(name).map(|component| &component.model);
+        match (model(tokenizer), model(encoder)) {
+            (_, None) => Ok(None),
+            (Some(Model::T5Tokenizer(tokenizer)), Some(Model::T5(encoder))) => Ok(Some((tokenizer, encoder))),
+            (None, _) => Err(self.unusable(tokenizer, false)),
+            (Some(Model::T5Tokenizer(_)), _) => Err(self.unusable(encoder, true)),
             _ => Err(self.unusable(tokenizer, true)),
         }
     }

@@ -26,6 +26,8 @@ pub(crate) enum Scaling {
     /// Brought back to the latents' own mean and deviation first, where the configuration has them (SDXL
     /// finetunes such as Playground 2.5).
     Statistics,
+    /// Divided by `scaling_factor`, then moved by `shift_factor` (models of 16 latent channels).
+    Shifted,
 }
 
 /// One picture for each row of `latents`, `(batch, channels, height / 8, width / 8)`. With `upcast`, an
@@ -101,6 +103,9 @@ pub(crate) fn encode(parts: &Parts, pixels: &Tensor, upcast: bool) -> Result<(Te
 
 /// Latents of the denoiser to latents of the autoencoder.
 fn unscaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Tensor> {
+    if scaling == Scaling::Shifted {
+        return Ok(((latents / config.scaling_factor)? + config.shift_factor.unwrap_or(0.0))?);
+    }
     let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
         return Ok((latents / config.scaling_factor)?);
     };
@@ -110,6 +115,9 @@ fn unscaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Te
 
 /// Latents of the autoencoder to latents of the denoiser: the inverse of what [`decode`] does first.
 pub(crate) fn scaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Tensor> {
+    if scaling == Scaling::Shifted {
+        return Ok(((latents - config.shift_factor.unwrap_or(0.0))? * config.scaling_factor)?);
+    }
     let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
         return Ok((latents * config.scaling_factor)?);
     };

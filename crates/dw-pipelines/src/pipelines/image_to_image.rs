@@ -139,7 +139,7 @@ impl Start {
 pub(crate) fn latents(parts: &Parts, arguments: &Arguments, handles: &[ArtifactRef]) -> Result<Start> {
     let rows = handles.iter().map(|&handle| tensor(arguments, "image", handle, DType::F32, &parts.device));
     let rows = rows.collect::<Result<Vec<_>>>()?;
-    let channels = parts.unet()?.config().out_channels;
+    let channels = parts.denoiser()?.channels;
     match rows.iter().find(|row| row.rank() != 4 || row.dims()[1] != channels) {
         Some(row) => Err(refuse(
             "image",
@@ -185,7 +185,7 @@ pub(crate) fn clean_latents(
     encoding: Encoding,
     generators: &mut Generators,
 ) -> Result<Tensor> {
-    let dtype = parts.unet()?.dtype();
+    let dtype = parts.denoiser()?.dtype;
     let latents = match start {
         Start::Latents(latents) => latents.to_dtype(dtype)?,
         Start::Pixels(pixels) => encoded(parts, pixels, pictures, encoding, generators)?,
@@ -209,7 +209,7 @@ pub(crate) fn encoded(
     }
     let noise = generators.randn_first(mean.dims(), mean.dtype(), mean.device())?;
     let sample = (&mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
-    scaled(&sample.to_dtype(parts.unet()?.dtype())?, vae.config(), encoding.scaling)
+    scaled(&sample.to_dtype(parts.denoiser()?.dtype)?, vae.config(), encoding.scaling)
 }
 
 /// All rows, over and over, until there are `rows` of them.

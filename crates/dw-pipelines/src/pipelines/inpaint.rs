@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{
     arguments::{group, optional_whole, tensor},
     call::check_decoder,
-    components::Parts,
+    components::{Denoiser, Parts},
     denoise::{Kept, initial_latents},
     fit::{Fit, Region, overlay, own_size},
     image_to_image::{
@@ -159,23 +159,23 @@ impl<'a> Repaint<'a> {
         generators: &mut Generators,
     ) -> Result<Opening> {
         let Beginning { scheduler, index, is_pure_noise, adds_noise, given_noise, encoding } = beginning;
-        let unet = parts.unet()?;
+        let denoiser = parts.denoiser()?;
         let channels = UnetChannels::of(parts)?;
         let is_blended = matches!(channels, UnetChannels::Latents);
         let needs_clean = is_blended || !adds_noise || (given_noise.is_none() && !is_pure_noise);
         let clean =
             if needs_clean { Some(clean_latents(parts, &self.start, pictures, encoding, generators)?) } else { None };
         let scale = scale_factor(parts);
-        let shape = [pictures, unet.config().out_channels, self.fit.height / scale, self.fit.width / scale];
+        let shape = [pictures, denoiser.channels, self.fit.height / scale, self.fit.width / scale];
         let is_given = given_noise.is_some() && adds_noise;
         let given_noise = given_noise.filter(|_| adds_noise);
-        let noise = initial_latents(given_noise, &shape, (unet.dtype(), &parts.device), generators, 1.0)?;
+        let noise = initial_latents(given_noise, &shape, (denoiser.dtype, &parts.device), generators, 1.0)?;
         let latents = match &clean {
             Some(clean) if !adds_noise => clean.clone(),
             Some(clean) if !is_given && !is_pure_noise => scheduler.add_noise(clean, &noise, index)?,
             _ => (&noise * scheduler.init_noise_sigma())?,
         };
-        let mask = tiled(&at_latents(&self.mask, scale)?.to_dtype(unet.dtype())?, pictures)?;
+        let mask = tiled(&at_latents(&self.mask, scale)?.to_dtype(denoiser.dtype)?, pictures)?;
         if let (UnetChannels::Latents, Some(clean)) = (channels, clean) {
             // The reference encodes the masked picture here, too, and draws for it.
             self.masked.draw(parts, scale, encoding, generators)?;
@@ -208,15 +208,14 @@ enum UnetChannels {
 
 impl UnetChannels {
     fn of(parts: &Parts) -> Result<Self> {
-        let config = parts.unet()?.config();
-        let (read, predicted) = (config.in_channels, config.out_channels);
+        let Denoiser { in_channels: read, channels: predicted, .. } = parts.denoiser()?;
         if read == predicted {
             Ok(Self::Latents)
         } else if read == 2 * predicted + 1 {
             Ok(Self::Surrounding)
         } else {
             Err(Error::Unsupported(format!(
-                "this model's UNet reads {read} channels; inpainting needs one that reads {predicted}, or {} with mask \
+                "this model's denoiser reads {read} channels; inpainting needs one that reads {predicted}, or {} with mask \
                  and masked picture; use a model made for inpainting or a plain one",
                 2 * predicted + 1
             )))
@@ -234,9 +233,9 @@ impl Masked {
     ) -> Result<Self> {
         if let Some(handle) = given {
             let name = "masked_image_latents";
-            let masked = tensor(arguments, name, handle, parts.unet()?.dtype(), &parts.device)?;
+            let masked = tensor(arguments, name, handle, parts.denoiser()?.dtype, &parts.device)?;
             let scale = scale_factor(parts);
-            let wanted = [parts.unet()?.config().out_channels, mask.dim(2)? / scale, mask.dim(3)? / scale];
+            let wanted = [parts.denoiser()?.channels, mask.dim(2)? / scale, mask.dim(3)? / scale];
             return match masked.dims() {
                 [_, rest @ ..] if *rest == wanted => Ok(Self::Latents(masked)),
                 dims => Err(refuse(
@@ -275,7 +274,7 @@ impl Masked {
     fn draw(&self, parts: &Parts, scale: usize, encoding: Encoding, generators: &mut Generators) -> Result<()> {
         let Self::Pixels(pixels) = self else { return Ok(()) };
         let (rows, _, height, width) = pixels.dims4()?;
-        let shape = [rows, parts.unet()?.config().out_channels, height / scale, width / scale];
+        let shape = [rows, parts.denoiser()?.channels, height / scale, width / scale];
         let vae = parts.vae()?;
         let dtype = if encoding.upcast && vae.config().force_upcast { DType::F32 } else { vae.dtype() };
         generators.randn_first(&shape, dtype, &Device::Cpu)?;

@@ -23,13 +23,16 @@ use crate::{
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
-        Unet2DConditionModel, UnetConfig, config::without_nulls,
+        Sd3ControlNetModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, UnetConfig,
+        config::without_nulls,
     },
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, Paging, PipelineRequest, SchedulerRequest},
-    text::ClipTokenizer,
+    text::{ClipTokenizer, T5Tokenizer},
     weights::{Occupancy, Placement, Rest, Weights, paging::Pager},
 };
+
+mod sd3_family;
 
 const CONTROLNET: &str = "ControlNetModel";
 const CONTROLNET_UNION: &str = "ControlNetUnionModel";
@@ -44,6 +47,10 @@ pub(crate) enum Kind {
     Tokenizer,
     /// A CLIP text encoder.
     ClipText,
+    /// A T5 tokenizer.
+    T5Tokenizer,
+    /// A T5 text encoder.
+    T5,
     /// A CLIP image encoder.
     ClipVision,
     /// A `UNet2DConditionModel`.
@@ -52,6 +59,10 @@ pub(crate) enum Kind {
     Vae,
     /// A `ControlNetModel` or `ControlNetUnionModel`; a step may list several.
     ControlNet,
+    /// An `SD3Transformer2DModel`.
+    Sd3Transformer,
+    /// An `SD3ControlNetModel`; a step may list several.
+    Sd3ControlNet,
 }
 
 impl Kind {
@@ -60,11 +71,36 @@ impl Kind {
         match self {
             Self::Tokenizer => &["CLIPTokenizer", "CLIPTokenizerFast"],
             Self::ClipText => &["CLIPTextModel", "CLIPTextModelWithProjection"],
+            Self::T5Tokenizer => &["T5Tokenizer", "T5TokenizerFast"],
+            Self::T5 => &["T5EncoderModel"],
             Self::ClipVision => &["CLIPVisionModelWithProjection"],
             Self::Unet => &["UNet2DConditionModel"],
             Self::Vae => &["AutoencoderKL"],
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
+            Self::Sd3Transformer => &["SD3Transformer2DModel"],
+            Self::Sd3ControlNet => &["SD3ControlNetModel"],
         }
+    }
+
+    /// Whether a step may list several.
+    fn is_listed(self) -> bool {
+        matches!(self, Self::ControlNet | Self::Sd3ControlNet)
+    }
+
+    /// Whether it is made of a vocabulary and has no weights.
+    fn is_tokenizer(self) -> bool {
+        matches!(self, Self::Tokenizer | Self::T5Tokenizer)
+    }
+
+    /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
+    /// replaces the denoiser and what steers it.
+    fn is_needed(self) -> bool {
+        matches!(self, Self::Unet | Self::Sd3Transformer) || self.is_listed()
+    }
+
+    /// Whether LoRAs may act on it.
+    fn takes_adapters(self) -> bool {
+        matches!(self, Self::ClipText | Self::Unet | Self::Sd3Transformer)
     }
 }
 
@@ -114,7 +150,8 @@ pub(crate) fn load(
     let planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = planner.origins(implementation, &found)?;
     let pixels = planner.clip_pixels(&found)?;
-    let adapters = Adapters::find(request, hub, context)?;
+    let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
+    let adapters = Adapters::find(request, has_unet, hub, context)?;
     let Decision { paging, tiling, plan } = planner.decide(&origins)?;
     context.events.emit(Event::FitPlan { plan: plan.clone() });
     refuse_if_too_large(&plan, &request.memory)?;
@@ -268,9 +305,7 @@ impl Planner<'_> {
         let mut origins = Vec::new();
         for slot in implementation.slots {
             let planned = self.plan(*slot)?;
-            // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser and what steers
-            // it.
-            if planned.is_empty() && matches!(slot.kind, Kind::Unet | Kind::ControlNet) {
+            if planned.is_empty() && slot.kind.is_needed() {
                 let (class, name) = (implementation.class, slot.name);
                 return Err(Error::Unsupported(format!(
                     "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
@@ -280,8 +315,16 @@ impl Planner<'_> {
             origins.extend(planned);
         }
         check_family(&origins)?;
+        sd3_family::check(&origins)?;
         if let Some(planned) = self.own_image_encoder(found, &origins)? {
             origins.push((planned.name.clone(), Origin::Loaded(planned)));
+        }
+        let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
+        if !has_unet && !self.request.ip_adapters.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
+                implementation.class
+            )));
         }
         self.check_memory_names(&origins)?;
         Ok(origins)
@@ -345,7 +388,7 @@ impl Planner<'_> {
             Some(ComponentChoice::Shared) => self.shared(slot).map(Origin::Shared).map(single),
             Some(ComponentChoice::Load(list)) => match list.as_slice() {
                 [component] => self.replacement(slot, component, 0).map(Origin::Loaded).map(single),
-                list if slot.kind == Kind::ControlNet => {
+                list if slot.kind.is_listed() => {
                     let origin = |(at, component)| {
                         Ok((numbered(name, at), Origin::Loaded(self.replacement(slot, component, at)?)))
                     };
@@ -446,10 +489,10 @@ impl Planner<'_> {
             let known = slot.kind.classes().join("` or `");
             let name = slot.name;
             return Err(Error::Unsupported(format!(
-                "component `{name}` of class `{class}` cannot be loaded by this build; it reads `{known}`"
+                "component `{name}` of class `{class}` cannot be loaded for this pipeline; it takes `{known}`"
             )));
         }
-        let (weights, contents) = if slot.kind == Kind::Tokenizer {
+        let (weights, contents) = if slot.kind.is_tokenizer() {
             files.fetch(folder, Need::Tokenizer, self.context)?;
             (None, files.fingerprint(folder, &TOKENIZER_FILES)?)
         } else {
@@ -560,7 +603,7 @@ impl Planned {
 
     fn read(&self, occupancy: &Arc<Occupancy>, (before, total): (u64, u64), context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
-            let model = Model::Tokenizer(self.tokenizer()?);
+            let model = self.tokenizer()?;
             return Ok(Component {
                 class: self.class.clone(),
                 key: self.key.clone(),
@@ -588,18 +631,22 @@ impl Planned {
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
         let bytes = if weights.is_paged() { 0 } else { weights.bytes() };
-        let takes_adapters = matches!(self.kind, Kind::ClipText | Kind::Unet);
-        let weights = takes_adapters.then_some(weights);
+        let weights = self.kind.takes_adapters().then_some(weights);
         Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
     }
 
-    fn tokenizer(&self) -> Result<ClipTokenizer> {
-        ClipTokenizer::new(&self.files.tokenizer(&self.folder)?)
+    fn tokenizer(&self) -> Result<Model> {
+        let files = self.files.tokenizer(&self.folder)?;
+        Ok(match self.kind {
+            Kind::T5Tokenizer => Model::T5Tokenizer(T5Tokenizer::new(&files)?),
+            _ => Model::Tokenizer(ClipTokenizer::new(&files)?),
+        })
     }
 
     fn build(&self, weights: Weights) -> Result<Model> {
         Ok(match self.kind {
-            Kind::Tokenizer => Model::Tokenizer(self.tokenizer()?),
+            Kind::Tokenizer | Kind::T5Tokenizer => self.tokenizer()?,
+            Kind::T5 => Model::T5(T5EncoderModel::new(&self.config()?, weights)?),
             Kind::ClipText => Model::ClipText(ClipTextModel::new(&self.config()?, weights)?),
             Kind::ClipVision => Model::ClipVision(ClipVisionModel::new(&self.config()?, weights)?),
             Kind::Unet => Model::Unet(Unet2DConditionModel::new(&self.config()?, weights)?),
@@ -608,6 +655,8 @@ impl Planned {
                 Model::ControlNetUnion(ControlNetUnionModel::new(&self.config()?, weights)?)
             }
             Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
+            Kind::Sd3Transformer => Model::Sd3Transformer(Sd3Transformer2DModel::new(&self.config()?, weights)?),
+            Kind::Sd3ControlNet => Model::Sd3ControlNet(Sd3ControlNetModel::new(&self.config()?, weights)?),
         })
     }
 

@@ -14,16 +14,23 @@ mod control;
 mod decode;
 mod denoise;
 mod fit;
+mod flow;
 mod guidance;
 mod image_prompt;
 mod image_to_image;
 mod inpaint;
 mod ip_adapter;
+mod latent_control;
 mod learn;
 pub(crate) mod loader;
 pub mod memory;
 mod prompt;
+mod sd3_prompt;
+mod sd3_transformer;
 pub(crate) mod stable_diffusion;
+pub(crate) mod stable_diffusion_3;
+pub(crate) mod stable_diffusion_3_img2img;
+pub(crate) mod stable_diffusion_3_inpaint;
 pub(crate) mod stable_diffusion_controlnet;
 pub(crate) mod stable_diffusion_img2img;
 pub(crate) mod stable_diffusion_inpaint;
@@ -31,6 +38,7 @@ pub(crate) mod stable_diffusion_xl;
 pub(crate) mod stable_diffusion_xl_controlnet;
 pub(crate) mod stable_diffusion_xl_img2img;
 pub(crate) mod stable_diffusion_xl_inpaint;
+mod t5_prompt;
 pub mod text_to_image;
 mod unet;
 mod weighting;
@@ -194,8 +202,10 @@ impl Pipeline {
     }
 }
 
-/// What a call multiplies the scale of every LoRA by: `cross_attention_kwargs.scale`.
+/// What a call multiplies the scale of every LoRA by: `cross_attention_kwargs.scale`, or as transformers call it
+/// `joint_attention_kwargs.scale`.
 fn lora_factor(arguments: &Arguments) -> f64 {
-    let scale = arguments.values.get("cross_attention_kwargs").and_then(|kwargs| kwargs.get("scale"));
+    let kwargs = ["cross_attention_kwargs", "joint_attention_kwargs"];
+    let scale = kwargs.iter().find_map(|name| arguments.values.get(*name)?.get("scale"));
     scale.and_then(Value::as_f64).unwrap_or(1.0)
 }

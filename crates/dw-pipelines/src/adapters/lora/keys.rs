@@ -50,6 +50,7 @@ pub(crate) struct Key {
 }
 
 const UNET: &str = "unet";
+const TRANSFORMER: &str = "transformer";
 const TEXT_ENCODER: &str = "text_encoder";
 const TEXT_ENCODER_2: &str = "text_encoder_2";
 
@@ -99,6 +100,7 @@ const ENDINGS: &[(&str, Part)] = &[
 /// that hold one component and do not name it.
 const BEGINNINGS: &[(&str, &str, &str)] = &[
     ("unet.", "", UNET),
+    ("transformer.", "", TRANSFORMER),
     ("text_encoder_2.", "", TEXT_ENCODER_2),
     ("text_encoder.", "", TEXT_ENCODER),
     ("lora_unet_", "", UNET),
@@ -165,6 +167,9 @@ const FOREIGN: &[(&str, &str)] = &[
 /// Beginnings that only files for diffusion transformers have.
 const TRANSFORMERS: [&str; 3] = ["transformer.", "lora_transformer_", "base_model.model.transformer."];
 
+/// What only the names of files for UNets have.
+const UNETS: [&str; 5] = ["down_blocks", "up_blocks", "input_blocks", "output_blocks", "mid_block"];
+
 /// The family whose denoiser is no UNet that a file with these names was made for; none when nothing speaks for
 /// one.
 pub(crate) fn foreign_family<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<&'static str> {
@@ -176,6 +181,11 @@ pub(crate) fn foreign_family<'a>(names: impl Iterator<Item = &'a str> + Clone) -
     names
         .any(|name| TRANSFORMERS.iter().any(|beginning| name.starts_with(beginning)))
         .then_some("a diffusion transformer")
+}
+
+/// Whether a file with these names was made for a UNet.
+pub(crate) fn is_for_unet<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
+    names.any(|name| UNETS.iter().any(|mark| name.contains(mark)))
 }
 
 #[cfg(test)]

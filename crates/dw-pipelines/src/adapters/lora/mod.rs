@@ -58,8 +58,25 @@ pub fn check_is_for_unet(file: &AdapterFile) -> Result<()> {
              the model"
         )));
     }
+    check_holds_lora(file, &names)
+}
+
+/// Refuses a file that was made for a UNet, or that is no safetensors file. Reads the header only.
+pub fn check_is_for_transformer(file: &AdapterFile) -> Result<()> {
+    let names = file.names()?;
+    if keys::is_for_unet(names.iter().map(String::as_str)) {
+        return Err(file.bad(
+            "this LoRA was made for a Stable Diffusion with a UNet, and the model's denoiser is a transformer; choose a \
+             LoRA made for the model"
+                .to_owned(),
+        ));
+    }
+    check_holds_lora(file, &names)
+}
+
+fn check_holds_lora(file: &AdapterFile, names: &[String]) -> Result<()> {
     if names.iter().all(|name| keys::parse(name).is_none()) {
-        return Err(file.bad(match names.as_slice() {
+        return Err(file.bad(match names {
             [] => "holds no tensor; fetch the file again".into(),
             names => {
                 format!("holds no LoRA (its tensors are {}); correct `model_name` or `weight_name`", first_names(names))

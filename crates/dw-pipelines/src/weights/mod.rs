@@ -5,6 +5,7 @@
 //! folder to [`folder`], the layout of whole checkpoints to [`single_file`], and what the tensors mean to the models.
 
 pub mod folder;
+mod generated;
 pub(crate) mod paging;
 mod reader;
 pub mod single_file;
@@ -75,6 +76,8 @@ struct Store {
     taken: Mutex<BTreeSet<String>>,
     /// Where the names were translated when the tensors were read.
     foreign: Option<Foreign>,
+    /// Makes tensors that are in no file.
+    generated: Option<generated::Generated>,
     /// Who decides what is on the device, when not everything is.
     pager: Option<Arc<Pager>>,
     /// Tensors that rest in host memory.
@@ -116,6 +119,7 @@ impl Store {
             device,
             taken: Mutex::default(),
             foreign: None,
+            generated: None,
             pager: None,
             resting: Mutex::default(),
         }
@@ -289,13 +293,19 @@ impl Weights {
 
     /// The tensor `name` below this prefix, which must have exactly this shape.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
-        let full = self.full_name(name);
-        let (stored, entry) = self.entry(shape.into(), &full)?;
+        let (full, shape) = (self.full_name(name), shape.into());
+        if let Some(generated) = &self.store.generated {
+            return generated.make(&full, &shape, self.store.dtype, &self.store.device);
+        }
+        let (stored, entry) = self.entry(shape, &full)?;
         self.store.tensor(stored, entry)
     }
 
     /// Checks that the tensor `name` below this prefix is there and has exactly this shape. It counts as taken.
     pub(crate) fn expect(&self, shape: impl Into<Shape>, name: &str) -> Result<()> {
+        if self.store.generated.is_some() {
+            return Ok(());
+        }
         self.entry(shape.into(), &self.full_name(name)).map(|_| ())
     }
 
@@ -348,7 +358,8 @@ impl Weights {
 
     /// How many bytes all tensors of the store take on their device when they are there.
     pub fn bytes(&self) -> u64 {
-        self.store.entries.values().map(|entry| entry.bytes(self.store.dtype)).sum()
+        let made = self.store.generated.as_ref().map_or(0, generated::Generated::bytes);
+        self.store.entries.values().map(|entry| entry.bytes(self.store.dtype)).sum::<u64>() + made
     }
 
     /// Whether the component is paged: not all of its layers are on the device all the time.

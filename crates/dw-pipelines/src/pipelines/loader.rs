@@ -3,9 +3,12 @@
 //! Works in two passes, so that everything that can be known without reading weights is checked first and
 //! progress can say how much there is to read.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Shape, Tensor};
 use dw_core::{event::Event, fit::FitPlan};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -503,7 +506,7 @@ impl Planner<'_> {
         };
         let device = self.request.memory.device(slot.name, &self.request.device).clone();
         let key = format!("{class}|{}|{}|{contents}", dtype.as_str(), device::name(&device));
-        Ok(Planned {
+        let mut planned = Planned {
             name: numbered(slot.name, at),
             kind: slot.kind,
             class: class.to_owned(),
@@ -514,7 +517,12 @@ impl Planner<'_> {
             dtype,
             device,
             paging: None,
-        })
+        };
+        if let Some(WeightFiles::Random { name, .. }) = &planned.weights {
+            let tensors = Arc::new(planned.parameters()?);
+            planned.weights = Some(WeightFiles::Random { name: name.clone(), tensors });
+        }
+        Ok(planned)
     }
 }
 
@@ -586,6 +594,21 @@ impl Planned {
         }
     }
 
+    /// Names and shapes of the parameters that its configuration asks for.
+    fn parameters(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let asked: Arc<Mutex<BTreeMap<String, Vec<usize>>>> = Arc::default();
+        let seen = Arc::clone(&asked);
+        // One zero stands for all values, so that nothing of the model's size is made.
+        let make = move |name: &str, shape: &Shape| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.insert(name.to_owned(), shape.dims().to_vec());
+            Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+        };
+        self.build(Weights::generated(make, DType::F32, &Device::Cpu))?;
+        let asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(asked.into_iter().collect())
+    }
+
     /// Its weights, left where they are stored.
     fn open(&self, files: &WeightFiles, paging: Paging, occupancy: &Arc<Occupancy>) -> Result<Weights> {
         // On a CPU host memory is the device; elsewhere it spares the conversion, and the disk, as long as there is some.
@@ -598,6 +621,7 @@ impl Planned {
             WeightFiles::Disk(files) => Weights::open(files, placement),
             WeightFiles::Memory { name, bytes } => Weights::open_bytes(bytes, name, placement),
             WeightFiles::Part(part) => Weights::open_part(part, placement),
+            WeightFiles::Random { name, tensors } => Ok(Weights::open_random(tensors, name, placement)),
         }
     }
 
@@ -627,6 +651,9 @@ impl Planned {
                 Weights::from_bytes(bytes, name, dtype, device, &mut progress)?
             }
             (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, &mut progress)?,
+            (None, WeightFiles::Random { name, tensors }) => {
+                Weights::random(tensors, name, dtype, device, &mut progress)?
+            }
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);

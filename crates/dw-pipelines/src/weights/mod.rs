@@ -7,6 +7,7 @@
 pub mod folder;
 mod generated;
 pub(crate) mod paging;
+mod random;
 mod reader;
 pub mod single_file;
 mod stored;
@@ -108,6 +109,8 @@ pub struct Weights {
     prefix: String,
     /// Whether layers are built now although the component is paged.
     is_fetching: bool,
+    /// The type of floating point tensors, where that is not the store's.
+    dtype: Option<DType>,
 }
 
 impl Store {
@@ -125,15 +128,23 @@ impl Store {
         }
     }
 
-    /// The tensor of an entry, on the device.
-    fn tensor(&self, name: &str, entry: &Entry) -> Result<Tensor> {
+    /// The tensor of an entry, on the device. `dtype` is asked for instead of the store's own type.
+    fn tensor(&self, name: &str, entry: &Entry, dtype: Option<DType>) -> Result<Tensor> {
+        let tensor = self.own_tensor(name, entry, dtype)?;
+        match dtype {
+            Some(dtype) if tensor.dtype().is_float() => Ok(tensor.to_dtype(dtype)?),
+            _ => Ok(tensor),
+        }
+    }
+
+    fn own_tensor(&self, name: &str, entry: &Entry, dtype: Option<DType>) -> Result<Tensor> {
         let stored = match &entry.value {
             Value::Held(tensor) if self.pager.is_none() => return Ok(tensor.clone()),
             Value::Held(tensor) => return Ok(tensor.to_device(&self.device)?),
             Value::Stored(stored) => stored,
         };
         if self.pager.as_ref().is_none_or(|pager| pager.rest == Rest::File) {
-            return stored.read(self.dtype, &self.device);
+            return stored.read(dtype.unwrap_or(self.dtype), &self.device);
         }
         let resting = || self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         let known = resting().get(name).cloned();
@@ -216,6 +227,30 @@ impl Weights {
         Ok(Self::paged(stored_entries(tensors, &origin), origin, Some(foreign), placement))
     }
 
+    /// As [`Weights::open`], of tensors that are in no file.
+    pub(crate) fn open_random(tensors: &[(String, Vec<usize>)], origin: &str, placement: Placement<'_>) -> Self {
+        let name: Arc<str> = origin.into();
+        Self::paged(stored_entries(Stored::of_nothing(tensors, origin), &name), name, None, placement)
+    }
+
+    /// Tensors of these names and shapes that are in no file, made now; otherwise as [`Weights::load`].
+    pub(crate) fn random(
+        tensors: &[(String, Vec<usize>)],
+        origin: &str,
+        dtype: DType,
+        device: &Device,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
+        let name: Arc<str> = origin.into();
+        let (mut entries, mut made) = (HashMap::new(), 0);
+        for (tensor, stored) in Stored::of_nothing(tensors, origin) {
+            entries.insert(tensor, Entry::held(stored.read(dtype, device)?, &name));
+            made += stored.bytes_as(DType::F16);
+            progress(made)?;
+        }
+        Ok(Self::from_entries(entries, name, dtype, device.clone()))
+    }
+
     fn paged(
         entries: HashMap<String, Entry>,
         origin: Arc<str>,
@@ -260,7 +295,7 @@ impl Weights {
     }
 
     fn of(store: Store) -> Self {
-        Self { store: Arc::new(store), names: None, prefix: String::new(), is_fetching: false }
+        Self { store: Arc::new(store), names: None, prefix: String::new(), is_fetching: false, dtype: None }
     }
 
     /// The same tensors seen from one path element further down: `pp("mid_block").pp(0)` sees
@@ -283,7 +318,7 @@ impl Weights {
     /// Bytes of the tensor `name` below this prefix on the device; 0 when there is none.
     fn bytes_of(&self, name: &str) -> u64 {
         let entry = self.store.entries.get(self.stored_name(&self.full_name(name)));
-        entry.map_or(0, |entry| entry.bytes(self.store.dtype))
+        entry.map_or(0, |entry| entry.bytes(self.dtype()))
     }
 
     /// The path this view starts at, without a point at the end.
@@ -295,10 +330,10 @@ impl Weights {
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
         let (full, shape) = (self.full_name(name), shape.into());
         if let Some(generated) = &self.store.generated {
-            return generated.make(&full, &shape, self.store.dtype, &self.store.device);
+            return generated.make(&full, &shape, self.dtype(), &self.store.device);
         }
         let (stored, entry) = self.entry(shape, &full)?;
-        self.store.tensor(stored, entry)
+        self.store.tensor(stored, entry, self.dtype)
     }
 
     /// Checks that the tensor `name` below this prefix is there and has exactly this shape. It counts as taken.
@@ -369,7 +404,13 @@ impl Weights {
 
     /// The type of the floating point tensors.
     pub fn dtype(&self) -> DType {
-        self.store.dtype
+        self.dtype.unwrap_or(self.store.dtype)
+    }
+
+    /// The same tensors, of which each is converted when a layer asks for it.
+    #[must_use]
+    pub fn widened(&self, dtype: DType) -> Self {
+        Self { dtype: Some(dtype), ..self.clone() }
     }
 
     /// Where the tensors are.
@@ -423,7 +464,7 @@ impl Weights {
     pub fn find(&self, name: &str) -> Result<Option<Tensor>> {
         let full = self.full_name(name);
         let stored = self.stored_name(&full);
-        self.store.entries.get(stored).map(|entry| self.store.tensor(stored, entry)).transpose()
+        self.store.entries.get(stored).map(|entry| self.store.tensor(stored, entry, self.dtype)).transpose()
     }
 
     /// The canonical names of all tensors of the store, in no order.
@@ -480,6 +521,11 @@ pub(crate) fn list_files(files: &[PathBuf]) -> Result<Vec<Listed>> {
 /// The same for a file inside the program.
 pub(crate) fn list_bytes(bytes: &'static [u8], origin: &str) -> Result<Vec<Listed>> {
     Ok(Listed::all(Stored::of_memory(bytes, origin)?))
+}
+
+/// The same for tensors that are in no file.
+pub(crate) fn list_random(tensors: &[(String, Vec<usize>)]) -> Vec<Listed> {
+    Listed::all(Stored::of_nothing(tensors, ""))
 }
 
 /// The same for one component of a checkpoint.

@@ -8,6 +8,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::{
+    random,
     reader::{self, Target},
     single_file::{Change, CheckpointPart},
 };
@@ -20,6 +21,8 @@ enum Bytes {
     Embedded(&'static [u8]),
     /// The tensor is found by its name.
     Checkpoint(CheckpointPart),
+    /// The tensor is in no file: its values are drawn from its name.
+    Random,
 }
 
 /// One tensor that was not read yet.
@@ -99,6 +102,22 @@ impl Stored {
         Ok((tensors, passed_over))
     }
 
+    /// Tensors of these names and shapes that are in no file, as large as float16.
+    pub(super) fn of_nothing(tensors: &[(String, Vec<usize>)], origin: &str) -> Vec<(String, Self)> {
+        let path: Arc<Path> = Path::new(origin).into();
+        let stored = |(name, dims): &(String, Vec<usize>)| Self {
+            bytes: Bytes::Random,
+            name: name.clone(),
+            path: Arc::clone(&path),
+            dtype: Dtype::F16,
+            shape: dims.clone(),
+            dims: dims.clone(),
+            range: 0..0,
+            change: Change::None,
+        };
+        tensors.iter().map(|tensor| (tensor.0.clone(), stored(tensor))).collect()
+    }
+
     fn all(content: &[u8], bytes: &Bytes, path: &Path) -> Result<Vec<(String, Self)>> {
         let (start, metadata) = reader::header(content, path)?;
         // Also checks that the data lie inside of the file.
@@ -153,6 +172,7 @@ impl Stored {
                 part.forget(&self.name);
                 tensor
             }
+            Bytes::Random => random::values(&self.name, &self.dims)?,
         };
         reader::settle(&self.change.apply(&tensor)?, &Target { dtype, device })
     }

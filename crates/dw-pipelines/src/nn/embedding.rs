@@ -13,6 +13,7 @@ use crate::{
 pub struct Embedding {
     /// `(count, size)`.
     table: Layer<Tensor>,
+    device: Device,
 }
 
 impl Embedding {
@@ -26,7 +27,7 @@ impl Embedding {
 
     /// Where the table is.
     pub fn device(&self) -> &Device {
-        self.table.device()
+        &self.device
     }
 }
 
@@ -35,7 +36,7 @@ impl Weights {
     pub fn embedding(&self, count: usize, size: usize) -> Result<Embedding> {
         self.expect((count, size), "weight")?;
         let table = self.layer(&["weight"], move |weights| weights.get((count, size), "weight"))?;
-        Ok(Embedding { table })
+        Ok(Embedding { table, device: self.device().clone() })
     }
 }
 

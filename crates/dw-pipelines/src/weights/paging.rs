@@ -11,7 +11,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -20,6 +20,9 @@ use crate::{Error, Result};
 
 /// Names at the start of a path that only wrap a model, so that its blocks come after them.
 const WRAPPERS: [&str; 5] = ["text_model", "vision_model", "model", "encoder", "decoder"];
+
+/// The number of no group.
+const NONE: usize = usize::MAX;
 
 /// When the layers of a component come to the device, and when they go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +101,8 @@ pub(crate) struct Pager {
     stage: String,
     occupancy: Arc<Occupancy>,
     state: Mutex<State>,
-    /// Changes when what a second thread fetches is not wanted any more.
-    generation: AtomicU64,
+    /// The group that computes and the one that is fetched ahead: what a second thread may still bring.
+    wanted: [AtomicUsize; 2],
     tally: Tally,
 }
 
@@ -142,7 +145,7 @@ impl Pager {
             stage: stage.to_owned(),
             occupancy: Arc::clone(occupancy),
             state: Mutex::default(),
-            generation: AtomicU64::new(0),
+            wanted: [NONE, NONE].map(AtomicUsize::new),
             tally: Tally::default(),
         })
     }
@@ -196,30 +199,38 @@ impl Pager {
         if state.current == Some(group) {
             return;
         }
-        if let Some(before) = state.current.replace(group) {
+        let next = state.following.get(&group).copied().unwrap_or(group + 1);
+        let next = Some(next).filter(|next| prefetch && *next != group && *next < state.groups.len());
+        let (before, ahead) = (state.current.replace(group), state.ahead.take());
+        state.ahead = next;
+        // A thread that comes late must not bring back what goes now.
+        self.want(group, next.unwrap_or(NONE));
+        if let Some(before) = before {
             state.following.insert(before, group);
             state.evict(before, &self.tally);
         }
-        if let Some(wrong) = state.ahead.take().filter(|ahead| *ahead != group) {
-            self.generation.fetch_add(1, Relaxed);
+        if let Some(wrong) = ahead.filter(|ahead| *ahead != group) {
             state.evict(wrong, &self.tally);
         }
-        let next = state.following.get(&group).copied().unwrap_or(group + 1);
-        if prefetch && next != group && next < state.groups.len() {
-            let pages: Vec<Arc<Page>> = state.groups[next].iter().filter_map(Weak::upgrade).collect();
-            state.ahead = Some(next);
-            self.fetch_ahead(pages);
+        if let Some(next) = next {
+            self.fetch_ahead(state.groups[next].iter().filter_map(Weak::upgrade).collect());
         }
     }
 
-    /// Builds `pages` in a second thread, unless they stop being wanted.
+    fn want(&self, group: usize, ahead: usize) {
+        self.wanted[0].store(group, Relaxed);
+        self.wanted[1].store(ahead, Relaxed);
+    }
+
+    /// Builds `pages` in a second thread, as long as they are wanted.
     fn fetch_ahead(&self, pages: Vec<Arc<Page>>) {
-        let (own, generation) = (self.own.clone(), self.generation.load(Relaxed));
+        let own = self.own.clone();
         let fetch = move || {
             for page in pages {
                 let Some(pager) = own.upgrade() else { return };
                 let mut built = lock(&page.built);
-                if pager.generation.load(Relaxed) != generation {
+                // Looked at under the lock of the page: whoever lets it go changes `wanted` first.
+                if !pager.wanted.iter().any(|wanted| wanted.load(Relaxed) == page.group) {
                     return;
                 }
                 // Whoever needs the layer builds it again and meets the error.
@@ -234,8 +245,8 @@ impl Pager {
 
     /// Lets everything go.
     fn evict(&self) {
-        self.generation.fetch_add(1, Relaxed);
         let mut state = lock(&self.state);
+        self.want(NONE, NONE);
         (0..state.groups.len()).for_each(|group| state.evict(group, &self.tally));
         (state.current, state.ahead) = (None, None);
     }

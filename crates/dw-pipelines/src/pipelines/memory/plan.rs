@@ -242,7 +242,7 @@ mod tests {
         };
         assert_eq!(chosen(30), ("none", false));
         assert_eq!(chosen(15), ("none", true));
-        assert_eq!(chosen(12), ("model", true));
+        assert_eq!(chosen(12), ("model", false));
         assert_eq!(chosen(8), ("group", false));
         assert_eq!(chosen(5), ("group", true));
         assert_eq!(chosen(1), ("sequential", true));

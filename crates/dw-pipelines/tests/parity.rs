@@ -19,8 +19,8 @@ use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
-        PipelineRequest, SchedulerRequest, TextualInversionRequest,
+        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, MemoryRequest,
+        ModelSource, PipelineRequest, SchedulerRequest, TextualInversionRequest,
     },
     rng::{Generators, NoiseDialect},
     weights::Weights,
@@ -145,6 +145,7 @@ impl Stage<'_> {
             textual_inversions: self.textual_inversions(),
             prompt_weighting: false,
             ip_adapters: self.ip_adapter().into_iter().collect(),
+            memory: MemoryRequest::default(),
         }
     }
 

@@ -18,7 +18,9 @@ use dw_pipelines::{
     Error, Result,
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, ModelSource, PipelineRequest, SchedulerRequest},
+    request::{
+        ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest, SchedulerRequest,
+    },
     rng::{Generator, Generators, NoiseDialect},
 };
 use image::DynamicImage;
@@ -45,6 +47,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     }
 }
 

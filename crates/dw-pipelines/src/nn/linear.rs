@@ -8,12 +8,16 @@ use candle_core::{D, Tensor};
 use crate::{
     Result,
     quant::Weight,
-    weights::{Branch, Weights},
+    weights::{Branch, Weights, paging::Layer},
 };
 
 /// `y = x Wᵀ + b` over the last dimension, and what adapters add beside it.
 #[derive(Clone, Debug)]
-pub struct Linear {
+pub struct Linear(Layer<Parameters>);
+
+/// A linear layer on its device.
+#[derive(Clone, Debug)]
+struct Parameters {
     /// `(out, in)`.
     weight: Weight,
     /// `(out,)`.
@@ -25,6 +29,12 @@ pub struct Linear {
 impl Linear {
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.get()?.forward(x)
+    }
+}
+
+impl Parameters {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         let x = x.flatten_to(D::Minus2)?;
         let mut rows = self.weight.product(&x)?;
@@ -49,9 +59,17 @@ impl Weights {
 
     /// The same for parameters with other names (`in_proj_weight`).
     pub fn linear_named(&self, weight: &str, bias: Option<&str>, inputs: usize, outputs: usize) -> Result<Linear> {
-        let branches = self.branches(weight).to_vec();
-        let weight = self.take((outputs, inputs), weight)?;
-        let bias = bias.map(|name| self.get(outputs, name)).transpose()?;
-        Ok(Linear { weight, bias, branches })
+        self.expect((outputs, inputs), weight)?;
+        bias.map_or(Ok(()), |name| self.expect(outputs, name))?;
+        let parameters = [weight, bias.unwrap_or(weight)];
+        let (weight, bias) = (weight.to_owned(), bias.map(str::to_owned));
+        let build = move |weights: &Self| {
+            Ok(Parameters {
+                weight: weights.take((outputs, inputs), &weight)?,
+                bias: bias.as_deref().map(|name| weights.get(outputs, name)).transpose()?,
+                branches: weights.branches(&weight).to_vec(),
+            })
+        };
+        Ok(Linear(self.layer(&parameters[..1 + usize::from(parameters[0] != parameters[1])], build)?))
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use candle_core::quantized::GgmlDType;
 
-use super::code_book::FourBit;
+use super::code_book::{FOUR_BIT_BLOCK, FourBit};
 use crate::{Error, Result};
 
 /// How a matrix is stored.
@@ -78,6 +78,17 @@ impl Format {
             _ => return None,
         };
         columns.is_multiple_of(smaller.block_size()).then_some(Self::Ggml(smaller))
+    }
+
+    /// How many bytes a matrix takes whose rows are whole blocks.
+    pub(crate) fn bytes(self, rows: usize, columns: usize) -> u64 {
+        let count = rows * columns;
+        let bytes = match self {
+            Self::Ggml(dtype) => count / dtype.block_size() * dtype.type_size(),
+            Self::Nf4 | Self::Fp4 => count.div_ceil(2) + count.div_ceil(FOUR_BIT_BLOCK) * size_of::<f32>(),
+            Self::Int8 | Self::Float8 => count + rows * size_of::<f32>(),
+        };
+        bytes as u64
     }
 
     /// The 4-bit code, if it is one of those.

@@ -90,6 +90,15 @@ impl Scheme {
         dims.len() == 2 && !TABLES.contains(&last) && !self.skip.iter().any(is_skipped)
     }
 
+    /// How many bytes the weight `name` takes in the format of the scheme; none where it stays dense.
+    pub(crate) fn bytes(&self, name: &str, dims: &[usize]) -> Option<u64> {
+        let (rows, columns) = match *dims {
+            [rows, columns] if self.covers(name, dims) => (rows, columns),
+            _ => return None,
+        };
+        Some(self.format?.fitting(columns)?.bytes(rows, columns))
+    }
+
     /// The weight `name` in the format of the scheme, where it covers it; any other as it is.
     pub(crate) fn apply(&self, name: &str, weight: Weight) -> Result<Weight> {
         let (Some(format), Weight::Dense(dense)) = (self.format, &weight) else { return Ok(weight) };

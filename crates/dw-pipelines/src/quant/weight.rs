@@ -57,6 +57,14 @@ impl Weight {
         }
     }
 
+    /// Dense floating point values in `dtype`; everything else as it is.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(tensor) if tensor.dtype().is_float() => Self::Dense(tensor.to_dtype(dtype)?),
+            other => other.clone(),
+        })
+    }
+
     /// Some of the rows, in the same storage.
     pub fn rows(&self, rows: &Range<usize>) -> Result<Self> {
         Ok(match self {

@@ -17,7 +17,17 @@ pub(super) fn tensor(
     wanted: Option<DType>,
     path: &Path,
 ) -> Result<Tensor> {
-    let source = match stored {
+    let source = dtype(name, stored, path)?;
+    let wanted = wanted.filter(|_| source.is_float()).unwrap_or(source);
+    if let Some(tensor) = dw_kernels::tensor_from_bytes(bytes, source, wanted, shape)? {
+        return Ok(tensor);
+    }
+    Ok(Tensor::from_raw_buffer(bytes, source, shape, &Device::Cpu)?.to_dtype(wanted)?)
+}
+
+/// The type of a tensor's values, where it can be read.
+pub(super) fn dtype(name: &str, stored: Dtype, path: &Path) -> Result<DType> {
+    Ok(match stored {
         Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
@@ -36,10 +46,5 @@ pub(super) fn tensor(
                 ),
             ));
         }
-    };
-    let wanted = wanted.filter(|_| source.is_float()).unwrap_or(source);
-    if let Some(tensor) = dw_kernels::tensor_from_bytes(bytes, source, wanted, shape)? {
-        return Ok(tensor);
-    }
-    Ok(Tensor::from_raw_buffer(bytes, source, shape, &Device::Cpu)?.to_dtype(wanted)?)
+    })
 }

@@ -126,6 +126,13 @@ impl<'a> WeightFile<'a> {
         self.is_gguf
     }
 
+    /// Tells the system that a tensor is not needed in memory; it is read from the file again when it is.
+    pub(crate) fn forget(&self, record: &Record) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            forget(map, &record.range);
+        }
+    }
+
     /// The bytes of a tensor.
     pub(crate) fn data(&self, record: &Record) -> &[u8] {
         // The ranges were checked against the length when the header was read.
@@ -145,6 +152,20 @@ pub(super) fn map(path: &Path) -> Result<Mmap> {
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(file.file()) };
     Ok(map.map_err(|error| std::io::Error::new(error.kind(), format!("cannot map `{}`: {error}", path.display())))?)
+}
+
+fn forget(map: &Mmap, range: &Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the map is read-only and of a file, so a page that is dropped comes back with the same contents.
+        #[allow(unsafe_code)]
+        let advice =
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // Without the advice the system drops the pages when memory gets short.
+        drop(advice);
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 /// The checked header of a safetensors file, and where its data begin.

@@ -142,6 +142,29 @@ impl<'a> TensorFiles<'a> {
         self.files[tensor.place.file].path()
     }
 
+    /// Tells the system that a tensor is not needed in memory; it is read from the file again when it is.
+    pub(crate) fn forget(&self, tensor: &Logical) {
+        self.files[tensor.place.file].forget(&tensor.place.record);
+    }
+
+    /// Refuses a tensor whose type cannot be read.
+    pub(super) fn check(&self, name: &str, tensor: &Logical) -> Result<()> {
+        match self.raw(tensor) {
+            Some((stored, _)) => decode::dtype(name, stored, self.path(tensor)).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a tensor is stored plainly in a floating point type.
+    pub(super) fn is_float(&self, tensor: &Logical) -> bool {
+        matches!(self.raw(tensor), Some((Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16, _)))
+    }
+
+    /// Whether a tensor is a matrix that stays in fewer bits.
+    pub(super) fn is_quantized(&self, tensor: &Logical) -> bool {
+        self.raw(tensor).is_none() && tensor.shape.len() == 2
+    }
+
     /// The bytes of a tensor that is stored plainly, and their type.
     pub(crate) fn raw(&self, tensor: &Logical) -> Option<(Dtype, &[u8])> {
         match (&tensor.kind, tensor.place.record.encoding) {

@@ -104,7 +104,7 @@ fn read_jobs(
         for (job, weights) in batch.iter().zip(settled) {
             let origin = &origins[files.path(job.tensor)];
             for (name, weight) in weights {
-                entries.insert(name, Entry { weight: weight.to_device(target.device)?, origin: Arc::clone(origin) });
+                entries.insert(name, Entry::held(weight.to_device(target.device)?, origin));
             }
             read += job.tensor.bytes();
             progress(read)?;
@@ -127,24 +127,20 @@ impl Job<'_> {
         };
         let dtype = if self.places.iter().any(is_quantized) { None } else { Some(target.dtype) };
         let stored = files.read(self.name, self.tensor, dtype)?;
-        let settle = |(name, change): &(String, Change)| {
-            let weight = change.apply(&stored)?;
-            let weight = match target.scheme {
-                Some(scheme) => scheme.apply(name, weight)?,
-                None => weight,
-            };
-            Ok((name.clone(), as_type(weight, target.dtype)?))
-        };
+        let settle = |(name, change): &(String, Change)| Ok((name.clone(), settle(&stored, name, *change, target)?));
         self.places.iter().map(settle).collect()
     }
 }
 
-/// Dense floating point values in `dtype`; everything else as it is.
-fn as_type(weight: Weight, dtype: DType) -> Result<Weight> {
-    Ok(match weight {
-        Weight::Dense(tensor) if tensor.dtype().is_float() => Weight::Dense(tensor.to_dtype(dtype)?),
-        other => other,
-    })
+/// A weight under its name in the model, changed on the way there as it must be, quantized if it is to be, else in the
+/// type where it is used; in host memory.
+pub(super) fn settle(stored: &Weight, name: &str, change: Change, target: &Target<'_>) -> Result<Weight> {
+    let weight = change.apply(stored)?;
+    let weight = match target.scheme {
+        Some(scheme) => scheme.apply(name, weight)?,
+        None => weight,
+    };
+    weight.to_dtype(target.dtype)
 }
 
 /// Every tensor of a safetensors file as it is stored, on the host: small files that change a model.

@@ -246,7 +246,7 @@ fn layers_are_quantized_while_they_are_read_and_tables_are_not() {
     let scheme = crate::quant::Scheme::plain(crate::quant::Format::Nf4);
     let weights = Weights::from_bytes(&bytes, "m", DType::F16, &Device::Cpu, Some(&scheme), &mut |_| Ok(()));
     let weights = weights.expect("it can be read");
-    let format = |name: &str| weights.weight(name).and_then(Weight::format);
+    let format = |name: &str| weights.find_weight(name).expect("readable").and_then(|weight| weight.format());
     assert_eq!(format("a.weight"), scheme.format);
     assert_eq!((format("token_embedding.weight"), format("a.bias")), (None, None));
     assert_eq!(weights.get((2, 128), "a.weight").expect("dense on request").dtype(), DType::F16);

@@ -22,7 +22,7 @@ use dw_pipelines::{
     Result,
     hub::{Hub, ModelFiles, WeightFiles},
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, ModelSource, PipelineRequest},
+    request::{ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest},
     rng::{Generators, NoiseDialect},
     weights::Weights,
 };
@@ -212,6 +212,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     }
 }
 

@@ -9,6 +9,7 @@
 mod activation;
 mod attention;
 mod conv;
+mod decode;
 mod host;
 mod low_rank;
 mod matrix;
@@ -21,6 +22,7 @@ mod testing;
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::attention;
 pub use conv::{ConvWeights, conv2d};
+pub use decode::tensor_from_bytes;
 pub use low_rank::{ThinProduct, add_products};
 pub use norm::group_norm;
 pub use softmax::softmax;

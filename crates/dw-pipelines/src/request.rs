@@ -1,5 +1,7 @@
 //! What the caller asks for: which pipeline class, from where, with which parts replaced.
 
+mod memory;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -9,7 +11,8 @@ use candle_core::{DType, Device};
 use dw_core::{cancel::CancellationToken, event::EventSink};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+pub use self::memory::{CallSize, ComponentMemory, MemoryRequest, Offload, Paging, TilingRequest};
+use crate::{Error, Result, quant::QuantizationRequest};
 
 /// Where a model's files come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +117,8 @@ pub struct ComponentRequest {
     pub variant: Option<String>,
     /// The type its weights are converted to; the pipeline's when none.
     pub dtype: Option<DType>,
+    /// How its layers are stored; as the files store them when none.
+    pub quantization: Option<QuantizationRequest>,
 }
 
 /// What to do with one component of a pipeline.
@@ -254,6 +259,8 @@ pub struct PipelineRequest {
     pub prompt_weighting: bool,
     /// IP-Adapters; a call shows each of them pictures.
     pub ip_adapters: Vec<IpAdapterRequest>,
+    /// Where components rest, when they move, and what else saves memory.
+    pub memory: MemoryRequest,
 }
 
 /// What goes with every long call: where events go and whether somebody asked to stop.

@@ -91,16 +91,12 @@ pub(super) fn fetch(
     })
 }
 
-/// Refuses pickles, and files that are no safetensors by their ending.
+/// Refuses pickles.
 fn refuse_ending(path: &Path) -> Result<()> {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
     match ending.as_str() {
         "ckpt" | "pt" | "pth" | "bin" => Err(Error::Unsupported(format!(
             "`{}` is a pickle, which can run code when it is read, and is refused; convert it to safetensors",
-            path.display()
-        ))),
-        "gguf" => Err(Error::Unsupported(format!(
-            "`{}` is a GGUF file, which cannot be loaded by this build; use the model as safetensors",
             path.display()
         ))),
         _ => Ok(()),

@@ -4,9 +4,8 @@
 //! Other files, other scales or none at all start from the base again, so nothing is read from disk twice and nothing
 //! has to be undone.
 
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use candle_core::Tensor;
 use dw_core::event::Event;
 
 use super::{
@@ -20,7 +19,7 @@ use crate::{
     adapters::{
         AdapterFile, Lora,
         file::Place,
-        lora::{self, Denoiser, Strengthened, merge},
+        lora::{self, Denoiser, Merged, Strengthened, merge},
     },
     hub::Hub,
     models::{ClipTextModel, FluxTransformer2DModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel},
@@ -160,14 +159,12 @@ fn adapt(targets: &[Target], loras: &[(&AdapterFile, f64)], context: Context<'_>
 pub(super) fn rebuilt(
     component: &Component,
     weights: &Weights,
-    changed: HashMap<String, Tensor>,
+    changed: Merged,
     key: String,
     base: Option<SharedComponent>,
 ) -> Result<Component> {
-    let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
-    // Only what the base does not hold already.
-    let bytes = changed.values().map(size).sum();
-    let weights = weights.replacing(changed);
+    let bytes = changed.bytes();
+    let weights = changed.put_on(weights)?;
     let model = match &component.model {
         Model::Unet(unet) => Model::Unet(Unet2DConditionModel::new(unet.config(), weights.clone())?),
         Model::Sd3Transformer(transformer) => {

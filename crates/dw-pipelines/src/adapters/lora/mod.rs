@@ -16,7 +16,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use candle_core::Tensor;
 use dw_core::event::Event;
 
-pub(crate) use merge::{Strengthened, merge};
+pub(crate) use merge::{Merged, Strengthened, merge};
 
 use super::{AdapterFile, first_names};
 use crate::{
@@ -135,7 +135,7 @@ impl Lora {
         if let Some(message) = self.report(std::slice::from_ref(&plan), &unmatched)? {
             context.events.emit(Event::Warning { message });
         }
-        Ok(weights.replacing(merge(weights, &[Strengthened { plan, strength }], context)?))
+        merge(weights, &[Strengthened { plan, strength }], context)?.put_on(weights)
     }
 
     /// Where it was read from.
@@ -191,7 +191,7 @@ impl Lora {
     fn check(&self, module: &Module, change: &Change, path: &str, weights: &Weights) -> Result<Vec<String>> {
         let mut missing = Vec::new();
         let bad = |reason| Err(self.file.bad(reason));
-        match weights.find(&format!("{path}.weight")) {
+        match weights.shape_of(&format!("{path}.weight")) {
             Some(weight) => {
                 if let Err(flaw) = change.check(weight.dims())
                     && !is_expansion(path, change, weight.dims())
@@ -201,7 +201,7 @@ impl Lora {
             }
             None => missing.extend(module.names_where(|part| !is_of_bias(part))),
         }
-        match (change.bias(), weights.find(&format!("{path}.bias"))) {
+        match (change.bias(), weights.shape_of(&format!("{path}.bias"))) {
             (Some(bias), Some(own)) if bias.elem_count() != own.elem_count() => {
                 let flaw = Flaw::Misfit(bias.elem_count(), 1);
                 return bad(complaint(flaw, &module.parts, Some((path, own.dims())), self.family()));

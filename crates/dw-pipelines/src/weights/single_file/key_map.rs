@@ -7,9 +7,9 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use candle_core::Tensor;
+use candle_core::DType;
 
-use crate::Result;
+use crate::{Result, quant::Weight};
 
 /// What becomes of a tensor on its way to its canonical name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,20 +34,24 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// Applies it to a tensor.
-    pub(crate) fn apply(self, tensor: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::None => tensor.clone(),
-            Self::ConvToLinear if tensor.rank() > 2 => {
+    /// Applies it to a weight, which stays quantized where rows stay whole.
+    pub(crate) fn apply(self, weight: &Weight) -> Result<Weight> {
+        Ok(match (self, weight) {
+            (Self::None, weight) | (Self::ConvToLinear, weight @ Weight::Quantized(_)) => weight.clone(),
+            (Self::ConvToLinear, Weight::Dense(tensor)) if tensor.rank() > 2 => {
                 let (rows, columns) = (tensor.dim(0)?, tensor.dim(1)?);
-                tensor.reshape((rows, columns))?
+                Weight::Dense(tensor.reshape((rows, columns))?)
             }
-            Self::ConvToLinear => tensor.clone(),
-            Self::Transpose => tensor.t()?.contiguous()?,
-            Self::Third(_) | Self::Rows { .. } | Self::SwapHalves => {
-                let spans = self.spans(tensor.dim(0)?).unwrap_or_default();
-                let parts = spans.into_iter().map(|span| tensor.narrow(0, span.start, span.len()));
-                Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?
+            (Self::ConvToLinear, Weight::Dense(_)) => weight.clone(),
+            (Self::Transpose, weight) => Weight::Dense(weight.dense(DType::F32)?.t()?.contiguous()?),
+            (Self::Third(_) | Self::Rows { .. } | Self::SwapHalves, weight) => {
+                let rows = weight.dims().first().copied().unwrap_or(0);
+                let spans = self.spans(rows).unwrap_or_default();
+                let parts = spans.iter().map(|span| weight.rows(span)).collect::<Result<Vec<_>>>()?;
+                match <[Weight; 1]>::try_from(parts) {
+                    Ok([one]) => one,
+                    Err(several) => Weight::joined(&several)?,
+                }
             }
         })
     }
@@ -174,7 +178,7 @@ fn moved(modules: &BTreeMap<String, String>, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
 
@@ -204,7 +208,11 @@ mod tests {
         let parts: Vec<Vec<f32>> = map
             .canonical("in_proj")
             .iter()
-            .map(|target| target.change.apply(&fused).and_then(|x| Ok(x.flatten_all()?.to_vec1()?)).expect("thirds"))
+            .map(|target| {
+                let third =
+                    target.change.apply(&Weight::Dense(fused.clone())).and_then(|third| third.dense(DType::F32));
+                third.and_then(|x| Ok(x.flatten_all()?.to_vec1()?)).expect("thirds")
+            })
             .collect();
         assert_eq!(parts, [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]);
         assert_eq!(map.original("k").as_deref(), Some("in_proj"));

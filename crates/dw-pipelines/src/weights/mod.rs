@@ -5,6 +5,7 @@
 //! folder to [`folder`], the layout of whole checkpoints to [`single_file`], and what the tensors mean to the models.
 
 pub mod folder;
+mod generated;
 mod reader;
 pub mod single_file;
 
@@ -41,6 +42,8 @@ struct Store {
     taken: Mutex<BTreeSet<String>>,
     /// Where the names were translated when the tensors were read.
     foreign: Option<Foreign>,
+    /// Makes tensors that are in no file.
+    generated: Option<generated::Generated>,
 }
 
 /// The names in the file that the tensors were read from.
@@ -133,12 +136,13 @@ impl Weights {
         let passed_over = reader::read_part(part, &reader::Target { dtype, device }, progress, &mut entries)?;
         let origin: Arc<str> = part.path().display().to_string().into();
         let foreign = Some(Foreign { part: part.clone(), passed_over });
-        let store = Store { entries, origin, dtype, device: device.clone(), taken: Mutex::default(), foreign };
+        let store =
+            Store { entries, origin, dtype, device: device.clone(), taken: Mutex::default(), foreign, generated: None };
         Ok(Self { store: Arc::new(store), names: None, prefix: String::new() })
     }
 
     fn from_entries(entries: HashMap<String, Entry>, origin: Arc<str>, dtype: DType, device: Device) -> Self {
-        let store = Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None };
+        let store = Store { entries, origin, dtype, device, taken: Mutex::default(), foreign: None, generated: None };
         Self { store: Arc::new(store), names: None, prefix: String::new() }
     }
 
@@ -160,7 +164,10 @@ impl Weights {
         let full = self.full_name(name);
         let stored = self.stored_name(&full);
         let Some(entry) = self.store.entries.get(stored) else {
-            return Err(self.missing(&full, &expected));
+            return match &self.store.generated {
+                Some(generated) => generated.make(&full, &expected, self.store.dtype, &self.store.device),
+                None => Err(self.missing(&full, &expected)),
+            };
         };
         if entry.tensor.shape() != &expected {
             return Err(Error::BadFile {
@@ -207,7 +214,8 @@ impl Weights {
     /// How many bytes all tensors of the store take on their device.
     pub fn bytes(&self) -> u64 {
         let size = |entry: &Entry| (entry.tensor.elem_count() * entry.tensor.dtype().size_in_bytes()) as u64;
-        self.store.entries.values().map(size).sum()
+        let made = self.store.generated.as_ref().map_or(0, generated::Generated::bytes);
+        self.store.entries.values().map(size).sum::<u64>() + made
     }
 
     /// The type of the floating point tensors.

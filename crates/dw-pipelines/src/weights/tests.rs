@@ -113,3 +113,15 @@ fn a_conversion_keeps_names_and_shapes() {
     assert_eq!(half.get(2, "a.weight").expect("it is there").dtype(), DType::F16);
     assert_eq!(half.bytes(), 6);
 }
+
+#[test]
+fn generated_weights_are_made_under_the_name_and_shape_that_are_asked_for() {
+    let make = |name: &str, shape: &Shape| Ok(Tensor::full(name.len() as f32, shape, &Device::Cpu)?);
+    let weights = Weights::generated(make, DType::BF16, &Device::Cpu);
+    let made = weights.pp("block").get((2, 3), "weight").expect("everything is there");
+    assert_eq!((made.dims(), made.dtype()), (&[2, 3][..], DType::BF16));
+    let values = made.to_dtype(DType::F32).and_then(|made| made.flatten_all()?.to_vec1::<f32>());
+    assert_eq!(values.expect("bf16 widens"), [12.0; 6]);
+    assert!(!weights.contains("block.weight"));
+    assert_eq!(weights.bytes(), 12);
+}

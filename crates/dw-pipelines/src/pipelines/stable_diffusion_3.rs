@@ -88,6 +88,7 @@ impl Default for Sd3Prompts {
 /// Skip-layer guidance: away from what the transformer predicts without some of its blocks.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the fields are named as the arguments are")]
 pub(crate) struct SkipLayerArguments {
     /// Blocks of the transformer, counted from 0, whose absence the result is guided away from; `[7, 8, 9]` for Stable
     /// Diffusion 3.5 medium. Needs `guidance_scale` above 1.

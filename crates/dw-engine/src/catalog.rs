@@ -19,7 +19,14 @@ pub(crate) fn catalog() -> Catalog {
 }
 
 /// Optional keys of a pipeline that this build honours.
-const FEATURES: &[&str] = &["/configuration/prompt_weighting", "/ip_adapter", "/loras", "/textual_inversions"];
+const FEATURES: &[&str] = &[
+    "/configuration/cache",
+    "/configuration/prompt_weighting",
+    "/configuration/teacache",
+    "/ip_adapter",
+    "/loras",
+    "/textual_inversions",
+];
 
 fn entry(name: &str, summary: &str, schema: serde_json::Value) -> CatalogEntry {
     CatalogEntry { name: name.to_owned(), summary: summary.to_owned(), schema }

@@ -200,6 +200,7 @@ pub(crate) fn load(
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
         feature_extractor,
+        reuse: None,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
     };

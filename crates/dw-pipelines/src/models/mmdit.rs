@@ -3,7 +3,7 @@
 //!
 //! Owns patches, positions, the embedding of time and pooled text, and the blocks. Leaves their order to the models.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
 
 use super::config::unsupported;
 use crate::{
@@ -67,15 +67,21 @@ pub(super) struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// Reads `proj` and, where the file has it, the table `pos_embed`.
-    pub(super) fn new(patches: Patches, inner: usize, weights: &Weights) -> Result<Self> {
+    /// Reads `proj` and, where the file has it, the table `pos_embed`. Without one tokens have positions all the same
+    /// when `base` says how many patches per side the model was trained with.
+    pub(super) fn new(patches: Patches, base: Option<usize>, inner: usize, weights: &Weights) -> Result<Self> {
         let Patches { size, channels, max_size } = patches;
         let options = Conv2dOptions { kernel: size, stride: size, padding: 0, bias: true };
         let positions = weights
             .contains("pos_embed")
-            .then(|| -> Result<Tensor> {
+            .then(|| {
                 let table = weights.get((1, max_size * max_size, inner), "pos_embed")?;
-                Ok(table.reshape((max_size, max_size, inner))?)
+                Ok::<_, Error>(table.reshape((max_size, max_size, inner))?)
+            })
+            .or_else(|| {
+                base.map(|base| {
+                    Ok::<_, Error>(waves(max_size, base, inner, weights.device())?.to_dtype(weights.dtype())?)
+                })
             })
             .transpose()?;
         Ok(Self { proj: weights.pp("proj").conv2d(channels, inner, options)?, positions, patches })
@@ -100,6 +106,27 @@ impl PatchEmbed {
         let middle = table.narrow(0, (max_size - rows) / 2, rows)?.narrow(1, (max_size - columns) / 2, columns)?;
         Ok(tokens.broadcast_add(&middle.reshape((1, rows * columns, inner))?)?)
     }
+}
+
+/// The positions of `max_size` x `max_size` patches as sinusoids, `(max_size, max_size, inner)` in f32: those of the
+/// column, then those of the row, each sines and then cosines (diffusers `get_2d_sincos_pos_embed`).
+fn waves(max_size: usize, base: usize, inner: usize, device: &Device) -> Result<Tensor> {
+    let quarter = inner / 4;
+    let axis: Vec<Vec<f32>> = (0..max_size)
+        .map(|at| {
+            let position = f64::from(at as f32 / (max_size as f64 / base as f64) as f32);
+            let phase = |k: usize| position / 10000f64.powf(k as f64 / quarter as f64);
+            let sines = (0..quarter).map(|k| phase(k).sin() as f32);
+            sines.chain((0..quarter).map(|k| phase(k).cos() as f32)).collect()
+        })
+        .collect();
+    let mut values: Vec<f32> = Vec::with_capacity(max_size * max_size * inner);
+    for row in &axis {
+        for column in &axis {
+            values.extend(column.iter().chain(row));
+        }
+    }
+    Ok(Tensor::from_vec(values, (max_size, max_size, 4 * quarter), device)?)
 }
 
 /// Tokens back to latents: `(batch, rows * columns, size * size * channels)` to

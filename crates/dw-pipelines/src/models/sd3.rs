@@ -4,6 +4,7 @@
 use candle_core::{DType, Tensor};
 use serde::Deserialize;
 
+use super::config::unsupported;
 use super::mmdit::{AdaptiveNorm, BlockForm, JointBlock, PatchEmbed, Patches, Sizes, TimeTextEmbed, unpatchified};
 use crate::{Error, Result, nn::Linear, weights::Weights};
 
@@ -68,7 +69,10 @@ impl Sd3Config {
 
     fn sizes(&self) -> Result<Sizes> {
         let sizes = Sizes::new(self.num_attention_heads, self.attention_head_dim, self.qk_norm.as_deref())?;
-        if self.caption_projection_dim != sizes.inner() || self.patch_size == 0 {
+        if self.patch_size == 0 {
+            return Err(unsupported("patch_size", self.patch_size));
+        }
+        if self.caption_projection_dim != sizes.inner() {
             return Err(Error::Unsupported(format!(
                 "the model's configuration has `caption_projection_dim`: `{}`, but its picture tokens have {} features \
                  (`num_attention_heads` × `attention_head_dim`); they must agree",
@@ -124,7 +128,12 @@ impl Sd3Transformer2DModel {
         let outputs = config.patch_size * config.patch_size * config.latent_channels();
         Ok(Self {
             dtype: weights.dtype(),
-            pos_embed: PatchEmbed::new(patches, inner, &weights.pp("pos_embed"))?,
+            pos_embed: PatchEmbed::new(
+                patches,
+                Some(config.sample_size / config.patch_size),
+                inner,
+                &weights.pp("pos_embed"),
+            )?,
             time_text_embed: TimeTextEmbed::new(config.pooled_projection_dim, inner, &weights.pp("time_text_embed"))?,
             context_embedder: weights.pp("context_embedder").linear(config.joint_attention_dim, inner, true)?,
             transformer_blocks: (0..config.num_layers).map(block).collect::<Result<_>>()?,

@@ -4,6 +4,7 @@
 use candle_core::{DType, Tensor};
 use serde::Deserialize;
 
+use super::config::unsupported;
 use super::mmdit::{BlockForm, JointBlock, PatchEmbed, Patches, PictureBlock, Sizes, TimeTextEmbed};
 use crate::{Error, Result, nn::Linear, weights::Weights};
 
@@ -12,6 +13,8 @@ use crate::{Error, Result, nn::Linear, weights::Weights};
 #[serde(default)]
 #[non_exhaustive]
 pub struct Sd3ControlNetConfig {
+    /// Height and width of the training latents.
+    pub sample_size: usize,
     /// Height and width of a patch in latents.
     pub patch_size: usize,
     /// Channels of the latents.
@@ -43,6 +46,7 @@ pub struct Sd3ControlNetConfig {
 impl Default for Sd3ControlNetConfig {
     fn default() -> Self {
         Self {
+            sample_size: 128,
             patch_size: 2,
             in_channels: 16,
             num_layers: 18,
@@ -104,15 +108,19 @@ impl Sd3ControlNetModel {
         let patches =
             Patches { size: config.patch_size, channels: config.in_channels, max_size: config.pos_embed_max_size };
         let condition = Patches { channels: config.in_channels + config.extra_conditioning_channels, ..patches };
-        let embed = |patches, name: &str| PatchEmbed::new(patches, inner, &weights.pp(name));
+        if config.patch_size == 0 {
+            return Err(unsupported("patch_size", config.patch_size));
+        }
+        let base = config.sample_size / config.patch_size;
+        let embed = |patches, base, name: &str| PatchEmbed::new(patches, base, inner, &weights.pp(name));
         let linear = |i| weights.pp("controlnet_blocks").pp(i).linear(inner, inner, true);
         Ok(Self {
             dtype: weights.dtype(),
-            pos_embed: config.use_pos_embed.then(|| embed(patches, "pos_embed")).transpose()?,
+            pos_embed: config.use_pos_embed.then(|| embed(patches, Some(base), "pos_embed")).transpose()?,
             time_text_embed: TimeTextEmbed::new(config.pooled_projection_dim, inner, &weights.pp("time_text_embed"))?,
             blocks: Blocks::new(config, sizes, &weights)?,
             controlnet_blocks: (0..config.num_layers).map(linear).collect::<Result<_>>()?,
-            pos_embed_input: embed(condition, "pos_embed_input")?,
+            pos_embed_input: embed(condition, None, "pos_embed_input")?,
             config: config.clone(),
         })
     }

@@ -59,6 +59,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     conditioned.surrounding = surrounding;
     let indices = first..scheduler.timesteps().len();
     let predict: Predict<'_> = &mut |latents, timestep, index| conditioned.predict(latents, timestep, index);
-    let denoising = Denoising { parts, call: &call, indices, scaling: Scaling::Shifted, upcast: false, kept };
+    // The reference does not undo the shift here, unlike in its other pipelines of the family.
+    let denoising = Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false, kept };
     Ok(repaint.paste_back(denoising.run(predict, latents, &mut *scheduler, surroundings)?))
 }

@@ -24,10 +24,12 @@ pub(crate) fn catalog() -> Catalog {
 
 /// Optional keys of a pipeline that this build honours.
 const FEATURES: &[&str] = &[
+    "/configuration/cache",
     "/configuration/components",
     "/configuration/group_offload",
     "/configuration/offload",
     "/configuration/prompt_weighting",
+    "/configuration/teacache",
     "/configuration/transformer/enable_forward_chunking",
     "/configuration/unet/enable_forward_chunking",
     "/configuration/vae/enable_slicing",

@@ -10,10 +10,14 @@ use dw_core::{
     event::Event,
     plan::{PipelineStep, PlannedStep, ReferenceStep},
     seed::Seed,
-    workflow::{Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, QuantizationConfig, TextualInversion},
+    workflow::{
+        CacheType, Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, PipelineConfiguration,
+        QuantizationConfig, TeaCache, TextualInversion,
+    },
 };
 use dw_pipelines::{
     Error, Result,
+    models::Reuse,
     pipelines::{ComponentCache, Pipeline, memory::Gauge},
     quant::QuantizationRequest,
     request::{
@@ -105,8 +109,9 @@ impl Scope<'_> {
         let gauge = Gauge::start(&request.device);
         // The step's earlier pipeline goes first, so that two never need to fit at once.
         self.pipelines.0.remove(&step.name);
-        let pipeline = Pipeline::load(&request, &session.engine.hub, &mut session.engine.cache, context)
+        let mut pipeline = Pipeline::load(&request, &session.engine.hub, &mut session.engine.cache, context)
             .map_err(|error| pipeline_failed(label, "", error))?;
+        reuse_steps(&mut pipeline, &description.configuration, context).map_err(|error| failed(label, "", error))?;
         dw_core::event::EventSink::emit(&events, stage("load", started));
         share(&pipeline, description, session).map_err(|message| failed(label, "", message))?;
         let wants_generator = !description.configuration.no_generator.unwrap_or(false);
@@ -144,6 +149,52 @@ fn call(
         None => Seed::random().map_err(crate::engine::setup)?,
     };
     Ok(PipelineCall { pipeline: pipeline.to_owned(), generators: Generators::from_seed(&start, dialect), seed, facts })
+}
+
+/// Sets up the skipping of steps that the step asks for; what is not known has no effect but a warning.
+fn reuse_steps(pipeline: &mut Pipeline, configuration: &PipelineConfiguration, context: Context) -> Result<()> {
+    let warn = |key: &str, what: &str| {
+        let message = format!("`{key}` has no effect: {what}; every step is computed");
+        context.events.emit(dw_core::event::Event::Warning { message });
+    };
+    let (key, rule) = match (&configuration.cache, &configuration.teacache) {
+        (Some(cache), _) if cache.kind == CacheType::FirstBlock => {
+            let threshold =
+                cache.threshold.as_ref().map(|threshold| number("cache.threshold", threshold)).transpose()?;
+            ("cache", Reuse::FirstBlock { threshold: threshold.unwrap_or(FIRST_BLOCK_THRESHOLD) })
+        }
+        (Some(_), _) => {
+            warn("cache", "this build knows the type `first_block` only");
+            return Ok(());
+        }
+        (None, Some(tea)) => ("teacache", tea_cache(tea)?),
+        (None, None) => return Ok(()),
+    };
+    if !pipeline.reuse_steps(Some(rule)) {
+        warn(key, &format!("`{}` cannot skip steps in this build", pipeline.class()));
+    }
+    Ok(())
+}
+
+/// The threshold of `first_block` when the step names none.
+const FIRST_BLOCK_THRESHOLD: f64 = 0.05;
+
+/// The threshold of `teacache` for Flux when the step names none.
+const TEA_THRESHOLD: f64 = 0.6;
+
+fn tea_cache(tea: &TeaCache) -> Result<Reuse> {
+    let wrong = |name: &str, reason: String| Error::Argument { name: format!("teacache.{name}"), reason };
+    if let Some(variant) = tea.variant.as_deref().filter(|variant| *variant != "flux") {
+        return Err(wrong("variant", format!("`{variant}` is not known by this build; it knows `flux`")));
+    }
+    let coefficients = match &tea.coefficients {
+        None => Reuse::FLUX,
+        Some(list) => list
+            .as_slice()
+            .try_into()
+            .map_err(|_| wrong("coefficients", format!("must have 5 numbers, found {}", list.len())))?,
+    };
+    Ok(Reuse::Tea { threshold: tea.rel_l1_thresh.unwrap_or(TEA_THRESHOLD), coefficients })
 }
 
 /// Offers the components that the step shares to later steps.

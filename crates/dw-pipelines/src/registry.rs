@@ -239,10 +239,16 @@ impl PipelineClass {
             Target::OfModel => implementations()
                 .find(|implementation| implementation.class == model_class)
                 .ok_or_else(|| not_implemented(model_class)),
-            Target::OfFamily(task) => implementations()
-                .filter(|implementation| Some(implementation.family) == family && implementation.task == *task)
-                .find(|implementation| implementation.steering == steering)
-                .ok_or_else(|| not_implemented(model_class)),
+            Target::OfFamily(task) => {
+                let fits = |implementation: &&Implementation| {
+                    Some(implementation.family) == family
+                        && implementation.task == *task
+                        && implementation.steering == steering
+                };
+                // Some models can only be run by the class that they were made for.
+                let own = implementations().filter(fits).find(|implementation| implementation.class == model_class);
+                own.or_else(|| implementations().find(fits)).ok_or_else(|| not_implemented(model_class))
+            }
         }
     }
 }
@@ -273,6 +279,12 @@ mod tests {
         assert_eq!(auto("StableDiffusionXLImg2ImgPipeline").as_deref(), Ok("StableDiffusionXLPipeline"));
         assert_eq!(auto("StableDiffusionInpaintPipeline").as_deref(), Ok("StableDiffusionPipeline"));
         assert_eq!(auto("StableDiffusion3InpaintPipeline").as_deref(), Ok("StableDiffusion3Pipeline"));
+        assert_eq!(auto("FluxPipeline").as_deref(), Ok("FluxPipeline"));
+        assert_eq!(auto("FluxControlPipeline").as_deref(), Ok("FluxControlPipeline"));
+        let inpainting = |model| resolved("AutoPipelineForInpainting", model);
+        assert_eq!(inpainting("FluxPipeline").as_deref(), Ok("FluxInpaintPipeline"));
+        assert_eq!(inpainting("FluxFillPipeline").as_deref(), Ok("FluxFillPipeline"));
+        assert_eq!(resolved("DiffusionPipeline", "FluxKontextPipeline").as_deref(), Ok("FluxKontextPipeline"));
         let image = resolved("AutoPipelineForImage2Image", "StableDiffusionXLPipeline");
         assert_eq!(image.as_deref(), Ok("StableDiffusionXLImg2ImgPipeline"));
     }

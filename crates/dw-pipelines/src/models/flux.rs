@@ -15,6 +15,7 @@ use self::blocks::{Blocks, Tokens};
 use super::{
     config::unsupported,
     mmdit::{AdaptiveNorm, TimeTextEmbed},
+    reuse::Memory,
 };
 use crate::{
     Result,
@@ -226,6 +227,19 @@ impl FluxTransformer2DModel {
     pub fn forward(&self, input: &FluxInput<'_>, residuals: &[FluxResiduals]) -> Result<Tensor> {
         let (tokens, embedding) = self.stem.forward(input)?;
         let picture = self.blocks.forward(tokens, &embedding, input.rotary, residuals)?;
+        self.proj_out.forward(&self.norm_out.forward(&picture, &embedding)?)
+    }
+
+    /// The same with most blocks skipped where `memory` says so. `is_edge` tells the first and last step of a call.
+    pub fn forward_remembering(
+        &self,
+        input: &FluxInput<'_>,
+        residuals: &[FluxResiduals],
+        (memory, is_edge): (&mut Memory, bool),
+    ) -> Result<Tensor> {
+        let (tokens, embedding) = self.stem.forward(input)?;
+        let memory = (memory, is_edge);
+        let picture = self.blocks.forward_remembering(tokens, &embedding, input.rotary, residuals, memory)?;
         self.proj_out.forward(&self.norm_out.forward(&picture, &embedding)?)
     }
 }

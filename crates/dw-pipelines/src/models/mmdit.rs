@@ -418,6 +418,21 @@ impl JointBlock {
         })
     }
 
+    /// What the block's attention reads of the picture's tokens.
+    pub(super) fn modulated_picture(&self, picture: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+        let [shift, scale] = match &self.norm1 {
+            PictureNorm::Single(modulation) => {
+                let [shift, scale, ..] = modulation.forward(embedding)?;
+                [shift, scale]
+            }
+            PictureNorm::Dual(modulation, _) => {
+                let [shift, scale, ..] = modulation.forward(embedding)?;
+                [shift, scale]
+            }
+        };
+        modulated(&LayerNorm::plain(picture, EPS)?, &scale, &shift)
+    }
+
     /// Picture and text tokens, `(batch, tokens, inner)` each, to the same; the text as it came where it ends. `rotary`
     /// turns queries and keys, the picture's tokens first.
     pub(super) fn forward(

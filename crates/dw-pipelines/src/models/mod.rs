@@ -11,6 +11,7 @@ pub mod controlnet;
 pub mod flux;
 pub mod ip_adapter;
 mod mmdit;
+pub mod reuse;
 pub mod sd3;
 pub mod sd3_controlnet;
 pub mod siglip;
@@ -31,6 +32,7 @@ pub use flux::{
     redux::{ReduxConfig, ReduxImageEncoder},
 };
 pub use ip_adapter::{ImageFeatures, IpAdapter};
+pub use reuse::{Memory, Reuse};
 pub use sd3::{Sd3Config, Sd3Input, Sd3Transformer2DModel};
 pub use sd3_controlnet::{Sd3ControlNetConfig, Sd3ControlNetInput, Sd3ControlNetModel};
 pub use siglip::{SiglipVisionConfig, SiglipVisionModel};

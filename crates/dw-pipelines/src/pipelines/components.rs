@@ -11,8 +11,8 @@ use crate::{
     Error, Result,
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
-        FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
-        SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, config::OneOrMany,
+        FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Reuse, Sd3ControlNetModel,
+        Sd3Transformer2DModel, SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, config::OneOrMany,
     },
     schedulers::{self, Scheduler},
     text::{ClipTokenizer, T5Tokenizer},
@@ -154,6 +154,8 @@ pub(crate) struct Parts {
     pub(crate) index: Value,
     /// How the image encoder of the model itself takes pictures (`preprocessor_config.json`).
     pub(crate) feature_extractor: Option<Value>,
+    /// Which denoising steps are skipped; none when every step is computed.
+    pub(crate) reuse: Option<Reuse>,
     /// Whether prompts are read as weighted.
     pub(crate) prompt_weighting: bool,
     /// None when no step asks for one.

@@ -40,6 +40,7 @@ use super::{
     denoise::{Kept, initial_latents},
     flow::{FlowGeneration, even_sigmas, set_timesteps, shift_for},
     image_to_image::Encoding,
+    step_cache,
     t5_prompt::SequenceLength,
     text_to_image::{Canvas, Generation, check_generators, refuse},
     unet::{scale_factor, side_multiple},
@@ -174,7 +175,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let conditioned = call.conditioned(surroundings.context)?;
     let latents = call.noise(&*scheduler, surroundings.generators)?;
     let indices = 0..scheduler.timesteps().len();
-    call.denoised(&conditioned, latents, &mut *scheduler, (indices, None), surroundings)
+    call.denoised(conditioned, latents, &mut *scheduler, (indices, None), surroundings)
 }
 
 /// What a transformer of the family reads for each token.
@@ -312,7 +313,7 @@ impl<'a> Call<'a> {
         let transformer = self.parts.flux()?;
         let is_guided = self.guiding.true_cfg_scale > 1.0 && self.prompts.has_negative();
         let (positive, negative) = self.prompts.encode(is_guided, context)?;
-        let text = |embeddings| Text::new(transformer, embeddings, positions);
+        let text = |embeddings| Text::new(transformer, embeddings, positions, self.parts.reuse);
         let (positive, negative) = (text(positive)?, negative.map(text).transpose()?);
         stage_finished(context, "encode prompt", started);
         Ok(Conditioned {
@@ -360,18 +361,21 @@ impl<'a> Call<'a> {
     /// Latents to pictures: the steps at `indices`, with what is `kept` brought back after each.
     fn denoised(
         &self,
-        conditioned: &Conditioned<'_>,
+        mut conditioned: Conditioned<'_>,
         latents: Tensor,
         scheduler: &mut dyn Scheduler,
         (indices, kept): (Range<usize>, Option<Kept>),
         surroundings: Surroundings<'_>,
     ) -> Result<Entry> {
-        let (parts, call) = (self.parts, &self.generation);
-        Denoising { parts, call, indices, scaling: Scaling::Shifted, upcast: false, kept }.run(
-            &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
+        let (parts, call, context) = (self.parts, &self.generation, surroundings.context);
+        let steps = indices.clone();
+        let entry = Denoising { parts, call, indices, scaling: Scaling::Shifted, upcast: false, kept }.run(
+            &mut |latents, timestep, index| conditioned.predict(latents, timestep, (index, &steps)),
             latents,
             scheduler,
             surroundings,
-        )
+        )?;
+        step_cache::report(&conditioned.memories(), context);
+        Ok(entry)
     }
 }

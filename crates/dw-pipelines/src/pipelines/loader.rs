@@ -195,6 +195,7 @@ pub(crate) fn load(
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
         feature_extractor,
+        reuse: None,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
         memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),

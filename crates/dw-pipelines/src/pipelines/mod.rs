@@ -39,6 +39,7 @@ pub(crate) mod stable_diffusion_xl;
 pub(crate) mod stable_diffusion_xl_controlnet;
 pub(crate) mod stable_diffusion_xl_img2img;
 pub(crate) mod stable_diffusion_xl_inpaint;
+mod step_cache;
 mod t5_prompt;
 pub mod text_to_image;
 mod unet;
@@ -57,7 +58,8 @@ pub use denoise::Observer;
 use crate::{
     Error, Result,
     hub::{Hub, ModelFiles, Need},
-    registry::{self, Implementation, Steering},
+    models::Reuse,
+    registry::{self, Family, Implementation, Steering},
     request::{Context, PipelineRequest},
     rng::Generators,
 };
@@ -155,6 +157,17 @@ impl Pipeline {
     /// A component by name, to share it with a later pipeline (see [`ComponentCache::share`]).
     pub fn component(&self, name: &str) -> Option<SharedComponent> {
         self.parts.components.get(name).cloned()
+    }
+
+    /// From now on skips most of the transformer in steps in which it would say little new. False when the pipeline
+    /// has no transformer that can.
+    pub fn reuse_steps(&mut self, rule: Option<Reuse>) -> bool {
+        let can = self.implementation.family == Family::Flux && self.parts.flux().is_ok();
+        if can || rule.is_none() {
+            self.parts.reuse = rule;
+            self.rescaled = None;
+        }
+        can
     }
 
     /// One call: the arguments of the class, noise from `generators`, pictures (or latents) as artifacts.

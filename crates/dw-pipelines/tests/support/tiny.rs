@@ -69,11 +69,16 @@ impl Autoencoder {
     }
 }
 
+/// Standard normal numbers that belong to `name`.
+pub(crate) fn drawn(name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+    let digest = Sha256::digest(name);
+    let seed = u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]);
+    Generator::new(seed.into(), NoiseDialect::Cpu).randn(shape, DType::F32, &Device::Cpu)
+}
+
 /// One parameter by the recipe.
 pub(crate) fn parameter(tag: &str, name: &str, shape: &Shape) -> Result<Tensor> {
-    let digest = Sha256::digest(format!("{tag}/{name}"));
-    let seed = u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]);
-    let drawn = Generator::new(seed.into(), NoiseDialect::Cpu).randn(shape.clone(), DType::F32, &Device::Cpu)?;
+    let drawn = drawn(&format!("{tag}/{name}"), shape.clone())?;
     let is_table = TABLES.iter().any(|table| name.ends_with(table));
     Ok(match shape.dims() {
         _ if is_table => (drawn * 0.6)?,

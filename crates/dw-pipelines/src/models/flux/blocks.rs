@@ -5,7 +5,10 @@ use candle_core::{D, DType, Tensor};
 use super::{FluxConfig, FluxResiduals};
 use crate::{
     Result,
-    models::mmdit::{BlockForm, EPS, JointBlock, Modulation, Projections, Sizes, modulated},
+    models::{
+        mmdit::{BlockForm, EPS, JointBlock, Modulation, Projections, Sizes, modulated},
+        reuse::{Memory, Reuse},
+    },
     nn::{Activation, AttentionOptions, LayerNorm, Linear, Rotary, attention},
     weights::Weights,
 };
@@ -39,6 +42,39 @@ impl Blocks {
         })
     }
 
+    /// The picture's tokens after all blocks, of which most are skipped where `memory` says so. The first and last step
+    /// of a call are its edges.
+    pub(super) fn forward_remembering(
+        &self,
+        tokens: Tokens,
+        embedding: &Tensor,
+        rotary: &Rotary,
+        residuals: &[FluxResiduals],
+        (memory, is_edge): (&mut Memory, bool),
+    ) -> Result<Tensor> {
+        let Some(first) = self.joint.first() else {
+            return self.forward(tokens, embedding, rotary, residuals);
+        };
+        if matches!(memory.rule(), Reuse::Tea { .. }) {
+            let before = tokens.picture.clone();
+            let signal = first.modulated_picture(&before, embedding)?;
+            if let Some(residual) = memory.recalled(signal, is_edge)? {
+                return Ok((before + residual)?);
+            }
+            let picture = self.forward(tokens, embedding, rotary, residuals)?;
+            memory.keep((&picture - before)?);
+            return Ok(picture);
+        }
+        let (picture, text) = first.forward(&tokens.picture, &tokens.text, embedding, Some(rotary))?;
+        if let Some(residual) = memory.recalled((&picture - &tokens.picture)?, is_edge)? {
+            return Ok((picture + residual)?);
+        }
+        let (head, tokens) = (picture.clone(), Tokens { picture, text: within_f16(text)? });
+        let picture = self.after_first(tokens, embedding, rotary, residuals, &mut Unobserved)?;
+        memory.keep((&picture - head)?);
+        Ok(picture)
+    }
+
     /// The picture's tokens after all blocks.
     pub(super) fn forward(
         &self,
@@ -59,15 +95,46 @@ impl Blocks {
         residuals: &[FluxResiduals],
         observer: &mut dyn BlockObserver,
     ) -> Result<Tensor> {
+        let Some(first) = self.joint.first() else {
+            return self.after_joint(tokens, embedding, rotary, residuals, observer);
+        };
+        let (picture, text) = first.forward(&tokens.picture, &tokens.text, embedding, Some(rotary))?;
+        let tokens = Tokens { picture, text: within_f16(text)? };
+        self.after_first(tokens, embedding, rotary, residuals, observer)
+    }
+
+    /// What follows the first block.
+    fn after_first(
+        &self,
+        tokens: Tokens,
+        embedding: &Tensor,
+        rotary: &Rotary,
+        residuals: &[FluxResiduals],
+        observer: &mut dyn BlockObserver,
+    ) -> Result<Tensor> {
         let Tokens { mut picture, mut text } = tokens;
         for (i, block) in self.joint.iter().enumerate() {
-            let (next_picture, next_text) = block.forward(&picture, &text, embedding, Some(rotary))?;
-            (picture, text) = (next_picture, within_f16(next_text)?);
+            if i > 0 {
+                let (next_picture, next_text) = block.forward(&picture, &text, embedding, Some(rotary))?;
+                (picture, text) = (next_picture, within_f16(next_text)?);
+            }
             observer.joint(&picture);
             for residual in residuals.iter().filter_map(|residuals| residuals.after_joint(i, self.joint.len())) {
                 picture = (picture + residual)?;
             }
         }
+        self.after_joint(Tokens { picture, text }, embedding, rotary, residuals, observer)
+    }
+
+    /// What follows the blocks of the first kind.
+    fn after_joint(
+        &self,
+        Tokens { picture, text }: Tokens,
+        embedding: &Tensor,
+        rotary: &Rotary,
+        residuals: &[FluxResiduals],
+        observer: &mut dyn BlockObserver,
+    ) -> Result<Tensor> {
         let (pixels, words) = (picture.dim(1)?, text.dim(1)?);
         let mut joined = Tensor::cat(&[&picture, &text], 1)?;
         for (i, block) in self.single.iter().enumerate() {

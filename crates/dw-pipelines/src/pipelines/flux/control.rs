@@ -42,7 +42,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     conditioned.surrounding = Some(picture_latents(&call, &pictures, surroundings.generators)?);
     let latents = call.noise(&*scheduler, surroundings.generators)?;
     let indices = 0..scheduler.timesteps().len();
-    call.denoised(&conditioned, latents, &mut *scheduler, (indices, None), surroundings)
+    call.denoised(conditioned, latents, &mut *scheduler, (indices, None), surroundings)
 }
 
 /// Refuses lists of pictures that do not go with the prompts.

@@ -61,7 +61,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let words = conditioned.positive.embeddings.embeds.dim(1)?;
     conditioned.control = Some(control.prepare(&call, (words, indices.len()), surroundings.generators)?);
     let latents = call.noise(&*scheduler, surroundings.generators)?;
-    call.denoised(&conditioned, latents, &mut *scheduler, (indices, None), surroundings)
+    call.denoised(conditioned, latents, &mut *scheduler, (indices, None), surroundings)
 }
 
 /// What a call says about its ControlNets, checked.

@@ -49,5 +49,5 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
         noisy_latents(&clean, &*scheduler, first, surroundings.generators)?
     };
     let indices = first..scheduler.timesteps().len();
-    call.denoised(&conditioned, latents, &mut *scheduler, (indices, None), surroundings)
+    call.denoised(conditioned, latents, &mut *scheduler, (indices, None), surroundings)
 }

@@ -58,6 +58,6 @@ pub(super) fn repainted(parts: &Parts, arguments: &Arguments, surroundings: Surr
         repaint.open(parts, call.pictures(), beginning, surroundings.generators)?;
     conditioned.surrounding = surrounding;
     let indices = index..scheduler.timesteps().len();
-    let entry = call.denoised(&conditioned, latents, &mut *scheduler, (indices, kept), surroundings)?;
+    let entry = call.denoised(conditioned, latents, &mut *scheduler, (indices, kept), surroundings)?;
     Ok(repaint.paste_back(entry))
 }

@@ -101,7 +101,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     conditioned.following = following;
     let latents = call.noise(&*scheduler, surroundings.generators)?;
     let indices = 0..scheduler.timesteps().len();
-    call.denoised(&conditioned, latents, &mut *scheduler, (indices, None), surroundings)
+    call.denoised(conditioned, latents, &mut *scheduler, (indices, None), surroundings)
 }
 
 /// Height and width in pixels of a result of about `max_area` pixels with the shape that the call names.

@@ -1,12 +1,14 @@
 //! A Flux transformer with its conditioning: what every pipeline of the family does in a denoising step, and the packing
 //! of latents into tokens.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::controlnet::Control;
 use crate::{
     Result,
-    models::{FluxInput, FluxTransformer2DModel},
+    models::{FluxInput, FluxTransformer2DModel, Memory, Reuse},
     nn::Rotary,
     pipelines::prompt::Embeddings,
 };
@@ -48,6 +50,8 @@ pub(super) struct Guiding {
 pub(super) struct Text {
     pub(super) embeddings: Embeddings,
     rotary: Rotary,
+    /// Where steps are skipped, what is remembered for it.
+    memory: Option<Memory>,
 }
 
 impl Text {
@@ -56,10 +60,18 @@ impl Text {
         transformer: &FluxTransformer2DModel,
         embeddings: Embeddings,
         positions: &[[u32; 3]],
+        reuse: Option<Reuse>,
     ) -> Result<Self> {
         let words = embeddings.embeds.dim(1)?;
         let rotary = transformer.config().rotary(positions, words, transformer.device())?;
-        Ok(Self { embeddings, rotary })
+        Ok(Self { embeddings, rotary, memory: reuse.map(Memory::new) })
+    }
+}
+
+impl Text {
+    fn input<'t>(&'t self, picture: &'t Tensor, timestep: f64, guidance: f64) -> FluxInput<'t> {
+        let Embeddings { embeds, pooled } = &self.embeddings;
+        FluxInput { picture, text: embeds, pooled, timestep, guidance, rotary: &self.rotary }
     }
 }
 
@@ -80,8 +92,13 @@ pub(super) struct Conditioned<'a> {
 
 impl Conditioned<'_> {
     /// The prediction for `latents`, `(batch, channels, height / 8, width / 8)`, of the same shape. `index` is the
-    /// place of `timestep` in the schedule.
-    pub(super) fn predict(&self, latents: &Tensor, timestep: f64, index: usize) -> Result<Tensor> {
+    /// place of `timestep` in the schedule, of which `steps` are run.
+    pub(super) fn predict(
+        &mut self,
+        latents: &Tensor,
+        timestep: f64,
+        (index, steps): (usize, &Range<usize>),
+    ) -> Result<Tensor> {
         let tokens = match &self.surrounding {
             Some(surrounding) => packed(&Tensor::cat(&[latents, surrounding], 1)?)?,
             None => packed(latents)?,
@@ -93,30 +110,34 @@ impl Conditioned<'_> {
         };
         // The reference steers both predictions by what its ControlNets say about the prompt.
         let residuals = match &self.control {
-            Some(control) => control.residuals(&self.input(&picture, &self.positive, timestep), index)?,
+            Some(control) => {
+                control.residuals(&self.positive.input(&picture, timestep, self.guiding.guidance), index)?
+            }
             None => Vec::new(),
         };
-        let predicted = |text: &Text| -> Result<Tensor> {
-            let prediction = self.transformer.forward(&self.input(&picture, text, timestep), &residuals)?;
+        let is_edge = index == steps.start || index + 1 == steps.end;
+        let predicted = |text: &mut Text| -> Result<Tensor> {
+            let mut memory = text.memory.take();
+            let input = text.input(&picture, timestep, self.guiding.guidance);
+            let prediction = match &mut memory {
+                Some(memory) => self.transformer.forward_remembering(&input, &residuals, (memory, is_edge))?,
+                None => self.transformer.forward(&input, &residuals)?,
+            };
+            text.memory = memory;
             Ok(prediction.narrow(1, 0, count)?)
         };
-        let mut prediction = predicted(&self.positive)?;
-        if let Some(negative) = &self.negative {
+        let mut prediction = predicted(&mut self.positive)?;
+        if let Some(negative) = &mut self.negative {
             let negative = predicted(negative)?;
             prediction = (&negative + ((prediction - &negative)? * self.guiding.true_cfg_scale)?)?;
         }
         unpacked(&prediction, latents.dim(2)? / 2)
     }
 
-    fn input<'t>(&self, picture: &'t Tensor, text: &'t Text, timestep: f64) -> FluxInput<'t> {
-        FluxInput {
-            picture,
-            text: &text.embeddings.embeds,
-            pooled: &text.embeddings.pooled,
-            timestep,
-            guidance: self.guiding.guidance,
-            rotary: &text.rotary,
-        }
+    /// What is remembered for each prompt.
+    pub(super) fn memories(&self) -> Vec<&Memory> {
+        let texts = [Some(&self.positive), self.negative.as_ref()];
+        texts.into_iter().flatten().filter_map(|text| text.memory.as_ref()).collect()
     }
 }
 

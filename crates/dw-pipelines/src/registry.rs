@@ -1,6 +1,7 @@
 //! The table of pipeline classes: what each is called, what it takes, what it is made of, what runs it. One file for
 //! each family.
 
+mod flux;
 mod stable_diffusion;
 mod stable_diffusion_3;
 
@@ -61,6 +62,8 @@ pub(crate) enum Task {
     ImageToImage,
     /// Parts of pictures painted anew.
     Inpaint,
+    /// Prompts for another class.
+    Prior,
 }
 
 /// What steers a class besides prompts.
@@ -96,13 +99,17 @@ pub(crate) enum Family {
     StableDiffusionXl,
     /// Stable Diffusion 3 and 3.5.
     StableDiffusion3,
+    /// FLUX.1.
+    Flux,
 }
 
 impl Family {
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
         let is_other = ["StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
-        if class.starts_with("StableDiffusion3") {
+        if class.starts_with("Flux") && !class.starts_with("Flux2") {
+            Some(Self::Flux)
+        } else if class.starts_with("StableDiffusion3") {
             Some(Self::StableDiffusion3)
         } else if class.starts_with("StableDiffusionXL") {
             Some(Self::StableDiffusionXl)
@@ -158,7 +165,8 @@ static GENERAL: &[PipelineClass] = &[
 ];
 
 /// The classes of each family, and those that stand for any.
-static FAMILIES: [&[PipelineClass]; 3] = [stable_diffusion::CLASSES, stable_diffusion_3::CLASSES, GENERAL];
+static FAMILIES: [&[PipelineClass]; 4] =
+    [stable_diffusion::CLASSES, stable_diffusion_3::CLASSES, flux::CLASSES, GENERAL];
 
 /// Every pipeline class of this build.
 pub fn classes() -> impl Iterator<Item = &'static PipelineClass> {

@@ -9,14 +9,14 @@ use super::config::unsupported;
 use crate::{
     Error, Result,
     nn::{
-        Activation, AttentionOptions, Conv2d, Conv2dOptions, LayerNorm, Linear, RmsNorm, TimestepEmbedding, Timesteps,
-        attention,
+        Activation, AttentionOptions, Conv2d, Conv2dOptions, LayerNorm, Linear, RmsNorm, Rotary, TimestepEmbedding,
+        Timesteps, attention,
     },
     weights::Weights,
 };
 
 /// The epsilon of all norms, which no configuration names.
-const EPS: f64 = 1e-6;
+pub(super) const EPS: f64 = 1e-6;
 
 /// How many values the sinusoid of a timestep has, which no configuration names.
 const TIME_VALUES: usize = 256;
@@ -116,6 +116,8 @@ pub(super) fn unpatchified(tokens: &Tensor, (rows, columns): (usize, usize), siz
 pub(super) struct TimeTextEmbed {
     time_proj: Timesteps,
     timestep_embedder: TimestepEmbedding,
+    /// Of models whose guidance is an input.
+    guidance_embedder: Option<TimestepEmbedding>,
     text_embedder: TimestepEmbedding,
 }
 
@@ -126,34 +128,52 @@ impl TimeTextEmbed {
         Ok(Self {
             time_proj: Timesteps::new(TIME_VALUES, true, 0.0, weights.device())?,
             timestep_embedder: embedder("timestep_embedder", TIME_VALUES)?,
+            guidance_embedder: None,
             text_embedder: embedder("text_embedder", pooled)?,
         })
     }
 
+    /// The same with an embedder of the guidance beside it (diffusers `CombinedTimestepGuidanceTextProjEmbeddings`).
+    pub(super) fn with_guidance(pooled: usize, inner: usize, weights: &Weights) -> Result<Self> {
+        let at = weights.pp("guidance_embedder");
+        let guidance_embedder = Some(TimestepEmbedding::new(TIME_VALUES, inner, Activation::Silu, &at)?);
+        Ok(Self { guidance_embedder, ..Self::new(pooled, inner, weights)? })
+    }
+
     /// A timestep and `(batch, pooled)` to `(batch, inner)`.
     pub(super) fn forward(&self, timestep: f64, pooled: &Tensor) -> Result<Tensor> {
-        let sinusoid = self.time_proj.of(timestep)?.to_dtype(pooled.dtype())?;
-        let time = self.timestep_embedder.forward(&sinusoid, None)?;
+        self.guided(timestep, 0.0, pooled)
+    }
+
+    /// The same with a guidance, which only models that embed it look at.
+    pub(super) fn guided(&self, timestep: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
+        let embedded = |number: f64, embedder: &TimestepEmbedding| {
+            embedder.forward(&self.time_proj.of(number)?.to_dtype(pooled.dtype())?, None)
+        };
+        let mut time = embedded(timestep, &self.timestep_embedder)?;
+        if let Some(embedder) = &self.guidance_embedder {
+            time = (time + embedded(guidance, embedder)?)?;
+        }
         Ok(self.text_embedder.forward(pooled, None)?.broadcast_add(&time)?)
     }
 }
 
 /// `x (1 + scale) + shift` for each row of the batch.
-fn modulated(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+pub(super) fn modulated(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_mul(&(scale + 1.0)?)?.broadcast_add(shift)?)
 }
 
 /// What a block makes of the vector of time and text: `N` vectors for each row, each `(batch, 1, inner)`.
-struct Modulation<const N: usize> {
+pub(super) struct Modulation<const N: usize> {
     linear: Linear,
 }
 
 impl<const N: usize> Modulation<N> {
-    fn new(inner: usize, weights: &Weights) -> Result<Self> {
+    pub(super) fn new(inner: usize, weights: &Weights) -> Result<Self> {
         Ok(Self { linear: weights.pp("linear").linear(inner, N * inner, true)? })
     }
 
-    fn forward(&self, embedding: &Tensor) -> Result<[Tensor; N]> {
+    pub(super) fn forward(&self, embedding: &Tensor) -> Result<[Tensor; N]> {
         let all = self.linear.forward(&Activation::Silu.forward(embedding)?)?.unsqueeze(1)?;
         let inner = all.dim(D::Minus1)? / N;
         let parts = (0..N).map(|i| all.narrow(D::Minus1, i * inner, inner)).collect::<candle_core::Result<Vec<_>>>()?;
@@ -177,7 +197,7 @@ impl AdaptiveNorm {
 }
 
 /// Queries, keys and values of one kind of token.
-struct Projections {
+pub(super) struct Projections {
     q: Linear,
     k: Linear,
     v: Linear,
@@ -196,7 +216,8 @@ impl Projections {
         Ok(Self { q: linear(&q)?, k: linear(&k)?, v: linear(&v)?, norms, sizes })
     }
 
-    fn of_picture(sizes: Sizes, weights: &Weights) -> Result<Self> {
+    /// Those of picture tokens.
+    pub(super) fn of_picture(sizes: Sizes, weights: &Weights) -> Result<Self> {
         Self::new(sizes, ["to_q", "to_k", "to_v", "norm_q", "norm_k"], weights)
     }
 
@@ -205,7 +226,7 @@ impl Projections {
     }
 
     /// `(batch, tokens, inner)` each.
-    fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
         let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
         let Some((norm_q, norm_k)) = &self.norms else { return Ok([q, k, v]) };
         let per_head = |x: &Tensor, norm: &RmsNorm| -> Result<Tensor> {
@@ -257,11 +278,16 @@ impl JointAttention {
     }
 
     /// What picture and text tokens learn, each of the shape of its input.
-    fn forward(&self, picture: &Tensor, text: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    fn forward(&self, picture: &Tensor, text: &Tensor, rotary: Option<&Rotary>) -> Result<(Tensor, Option<Tensor>)> {
         let (of_picture, of_text) = (self.picture.projections.forward(picture)?, self.text.forward(text)?);
         let mut joined = Vec::with_capacity(3);
         for (picture, text) in of_picture.iter().zip(&of_text) {
             joined.push(Tensor::cat(&[picture, text], 1)?);
+        }
+        if let Some(rotary) = rotary {
+            for turned in &mut joined[..2] {
+                *turned = rotary.forward(turned)?;
+            }
         }
         let heads = self.text.sizes.heads;
         let attended = attention(&joined[0], &joined[1], &joined[2], AttentionOptions::heads(heads))?;
@@ -365,8 +391,15 @@ impl JointBlock {
         })
     }
 
-    /// Picture and text tokens, `(batch, tokens, inner)` each, to the same; the text as it came where it ends.
-    pub(super) fn forward(&self, picture: &Tensor, text: &Tensor, embedding: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Picture and text tokens, `(batch, tokens, inner)` each, to the same; the text as it came where it ends. `rotary`
+    /// turns queries and keys, the picture's tokens first.
+    pub(super) fn forward(
+        &self,
+        picture: &Tensor,
+        text: &Tensor,
+        embedding: &Tensor,
+        rotary: Option<&Rotary>,
+    ) -> Result<(Tensor, Tensor)> {
         let normed = LayerNorm::plain(picture, EPS)?;
         let (first, second) = match &self.norm1 {
             PictureNorm::Single(modulation) => (modulation.forward(embedding)?, None),
@@ -380,7 +413,7 @@ impl JointBlock {
             TextSide::Whole { norm1, ff } => Reading::whole(text, norm1.forward(embedding)?, ff)?,
             TextSide::ReadOnly(norm) => Reading { normed: norm.forward(text, embedding)?, rest: None },
         };
-        let (to_picture, to_text) = self.attn.forward(&modulated(&normed, &scale, &shift)?, &reading.normed)?;
+        let (to_picture, to_text) = self.attn.forward(&modulated(&normed, &scale, &shift)?, &reading.normed, rotary)?;
         let mut picture = (picture + to_picture.broadcast_mul(&gate)?)?;
         if let Some((attention, input, gate)) = second {
             picture = (picture + attention.forward(&input)?.broadcast_mul(&gate)?)?;

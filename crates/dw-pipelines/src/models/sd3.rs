@@ -158,7 +158,7 @@ impl Sd3Transformer2DModel {
         let mut text = self.context_embedder.forward(input.encoder_hidden_states)?;
         for (i, block) in self.transformer_blocks.iter().enumerate() {
             if !input.skip_layers.contains(&i) {
-                (picture, text) = block.forward(&picture, &text, &embedding)?;
+                (picture, text) = block.forward(&picture, &text, &embedding, None)?;
             }
             if let Some(residual) = self.residual_after(i, input.block_residuals) {
                 picture = (picture + residual)?;

@@ -164,7 +164,7 @@ impl Blocks {
             Self::Joint { context_embedder, blocks } => {
                 let mut text = context_embedder.forward(text)?;
                 for block in blocks {
-                    (picture, text) = block.forward(&picture, &text, embedding)?;
+                    (picture, text) = block.forward(&picture, &text, embedding, None)?;
                     states.push(picture.clone());
                 }
             }

@@ -11,6 +11,7 @@ mod limits;
 mod linear;
 mod norm;
 mod resample;
+mod rotary;
 
 pub use activation::{Activation, geglu};
 pub use attention::{AttentionOptions, Mask, attention};
@@ -21,6 +22,7 @@ pub use limits::Limits;
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use resample::{upsample_nearest, upsample_nearest_2x};
+pub use rotary::Rotary;
 
 use candle_core::{DType, Device};
 

@@ -23,7 +23,7 @@ use crate::{
         lora::{self, Strengthened, merge},
     },
     hub::Hub,
-    models::{ClipTextModel, Sd3Transformer2DModel, Unet2DConditionModel},
+    models::{ClipTextModel, FluxTransformer2DModel, Sd3Transformer2DModel, Unet2DConditionModel},
     request::{Context, PipelineRequest},
     weights::Weights,
 };
@@ -179,6 +179,9 @@ pub(super) fn rebuilt(
         Model::Sd3Transformer(transformer) => {
             Model::Sd3Transformer(Sd3Transformer2DModel::new(transformer.config(), weights.clone())?)
         }
+        Model::FluxTransformer(transformer) => {
+            Model::FluxTransformer(FluxTransformer2DModel::new(transformer.config(), weights.clone())?)
+        }
         Model::ClipText(encoder) => {
             let mut config = encoder.config().clone();
             config.vocab_size = ClipTextModel::words(&weights).unwrap_or(config.vocab_size);
@@ -191,7 +194,10 @@ pub(super) fn rebuilt(
         | Model::Vae(_)
         | Model::ControlNet(_)
         | Model::ControlNetUnion(_)
-        | Model::Sd3ControlNet(_) => {
+        | Model::Sd3ControlNet(_)
+        | Model::FluxControlNet(_)
+        | Model::Siglip(_)
+        | Model::Redux(_) => {
             return Err(Error::Unsupported(format!("a `{}` takes no adapters", component.class)));
         }
     };

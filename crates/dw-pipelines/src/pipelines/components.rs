@@ -11,7 +11,8 @@ use crate::{
     Error, Result,
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
-        Sd3ControlNetModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, config::OneOrMany,
+        FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
+        SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, config::OneOrMany,
     },
     schedulers::{self, Scheduler},
     text::{ClipTokenizer, T5Tokenizer},
@@ -42,6 +43,14 @@ pub enum Model {
     Sd3Transformer(Sd3Transformer2DModel),
     /// Steers such a denoiser by a picture.
     Sd3ControlNet(Sd3ControlNetModel),
+    /// The denoiser of Flux.
+    FluxTransformer(FluxTransformer2DModel),
+    /// Steers such a denoiser by a picture.
+    FluxControlNet(FluxControlNetModel),
+    /// Pictures to states, by SigLIP.
+    Siglip(SiglipVisionModel),
+    /// Such states to words of a prompt.
+    Redux(ReduxImageEncoder),
 }
 
 /// What the way from pictures to latents and back must know of a denoiser, whatever kind it is.
@@ -117,6 +126,11 @@ pub(crate) struct SchedulerSetup {
 }
 
 impl SchedulerSetup {
+    /// That of pipelines without denoising steps, which never create it.
+    pub(crate) fn unused() -> Self {
+        Self { class: String::from("none"), config: Map::new(), shift: None }
+    }
+
     /// A fresh sampler: every call of a pipeline starts from one.
     pub(crate) fn create(&self) -> Result<Box<dyn Scheduler>> {
         let mut scheduler = schedulers::create(&self.class, &self.config)?;
@@ -138,6 +152,8 @@ pub(crate) struct Parts {
     pub(crate) dtype: DType,
     /// `model_index.json`, which holds a few settings of the pipeline itself.
     pub(crate) index: Value,
+    /// How the image encoder of the model itself takes pictures (`preprocessor_config.json`).
+    pub(crate) feature_extractor: Option<Value>,
     /// Whether prompts are read as weighted.
     pub(crate) prompt_weighting: bool,
     /// None when no step asks for one.
@@ -173,6 +189,16 @@ impl Parts {
                 sample_size: Some((config.sample_size, config.sample_size)),
             });
         }
+        if let Some(Model::FluxTransformer(transformer)) = self.model("transformer") {
+            let config = transformer.config();
+            return Ok(Denoiser {
+                channels: config.predicted_channels() / 4,
+                in_channels: config.in_channels / 4,
+                dtype: transformer.dtype(),
+                patch: 2,
+                sample_size: None,
+            });
+        }
         let unet = self.unet()?;
         let config = unet.config();
         Ok(Denoiser {
@@ -205,6 +231,39 @@ impl Parts {
         });
         let models = models.collect::<Result<Vec<_>>>()?;
         if models.is_empty() { Err(self.unusable(name, false)) } else { Ok(models) }
+    }
+
+    pub(crate) fn flux(&self) -> Result<&FluxTransformer2DModel> {
+        match self.model("transformer") {
+            Some(Model::FluxTransformer(transformer)) => Ok(transformer),
+            other => Err(self.unusable("transformer", other.is_some())),
+        }
+    }
+
+    /// The ControlNets of Flux, in the order of the step's list; at least one.
+    pub(crate) fn flux_controlnets(&self) -> Result<Vec<&FluxControlNetModel>> {
+        let name = "controlnet";
+        let models = (0..).map_while(|at| self.model(&numbered(name, at)));
+        let models = models.map(|model| match model {
+            Model::FluxControlNet(model) => Ok(model),
+            _ => Err(self.unusable(name, true)),
+        });
+        let models = models.collect::<Result<Vec<_>>>()?;
+        if models.is_empty() { Err(self.unusable(name, false)) } else { Ok(models) }
+    }
+
+    pub(crate) fn siglip(&self) -> Result<&SiglipVisionModel> {
+        match self.model("image_encoder") {
+            Some(Model::Siglip(encoder)) => Ok(encoder),
+            other => Err(self.unusable("image_encoder", other.is_some())),
+        }
+    }
+
+    pub(crate) fn redux(&self) -> Result<&ReduxImageEncoder> {
+        match self.model("image_embedder") {
+            Some(Model::Redux(embedder)) => Ok(embedder),
+            other => Err(self.unusable("image_embedder", other.is_some())),
+        }
     }
 
     fn model(&self, name: &str) -> Option<&Model> {

@@ -272,7 +272,7 @@ pub(crate) fn acting(arguments: &Arguments, count: usize, of: &str) -> Result<Ve
 }
 
 /// The kind of each of `count` pictures.
-fn kinds(arguments: &Arguments, count: usize) -> Result<Vec<usize>> {
+pub(crate) fn kinds(arguments: &Arguments, count: usize) -> Result<Vec<usize>> {
     let name = "control_mode";
     let ControlModes { control_mode } = group(arguments)?;
     let Some(modes) = control_mode else {

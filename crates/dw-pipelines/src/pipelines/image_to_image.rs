@@ -212,6 +212,13 @@ pub(crate) fn encoded(
     scaled(&sample.to_dtype(parts.denoiser()?.dtype)?, vae.config(), encoding.scaling)
 }
 
+/// Pixels in -1 to 1 as the most likely latents in the denoiser's type; nothing is drawn.
+pub(crate) fn most_likely(parts: &Parts, pixels: &Tensor, scaling: Scaling) -> Result<Tensor> {
+    let vae = parts.vae()?;
+    let (mean, _) = vae.encode(pixels)?;
+    scaled(&mean.to_dtype(parts.denoiser()?.dtype)?, vae.config(), scaling)
+}
+
 /// All rows, over and over, until there are `rows` of them.
 pub(crate) fn tiled(tensor: &Tensor, rows: usize) -> Result<Tensor> {
     let have = tensor.dim(0)?;

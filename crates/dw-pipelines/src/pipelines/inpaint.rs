@@ -144,7 +144,7 @@ impl<'a> Repaint<'a> {
             masks => Tensor::cat(masks, 0)?,
         };
         let masked = Masked::of(parts, arguments, given.masked_image_latents, &start, &mask)?;
-        if matches!((&masked, channels), (Masked::Unknown, UnetChannels::Surrounding)) {
+        if matches!((&masked, channels), (Masked::Unknown, UnetChannels::Surrounding | UnetChannels::Filled)) {
             return Err(refuse("masked_image_latents", "is missing; this model needs it where `image` is latents"));
         }
         Ok(Self { start, mask, masked, fit, whole })
@@ -175,14 +175,22 @@ impl<'a> Repaint<'a> {
             Some(clean) if !is_given && !is_pure_noise => scheduler.add_noise(clean, &noise, index)?,
             _ => (&noise * scheduler.init_noise_sigma())?,
         };
-        let mask = tiled(&at_latents(&self.mask, scale)?.to_dtype(denoiser.dtype)?, pictures)?;
+        let mask = match channels {
+            UnetChannels::Filled => pixels_of_latents(&self.mask, scale)?,
+            UnetChannels::Latents | UnetChannels::Surrounding => at_latents(&self.mask, scale)?,
+        };
+        let mask = tiled(&mask.to_dtype(denoiser.dtype)?, pictures)?;
         if let (UnetChannels::Latents, Some(clean)) = (channels, clean) {
             // The reference encodes the masked picture here, too, and draws for it.
             self.masked.draw(parts, scale, encoding, generators)?;
             return Ok(Opening { latents, kept: Some(Kept { mask, clean, noise }), surrounding: None });
         }
         let masked = self.masked.encoded(parts, pictures, encoding, generators)?;
-        Ok(Opening { latents, kept: None, surrounding: Some(Tensor::cat(&[mask, masked], 1)?) })
+        let surrounding = match channels {
+            UnetChannels::Filled => Tensor::cat(&[masked, mask], 1)?,
+            UnetChannels::Latents | UnetChannels::Surrounding => Tensor::cat(&[mask, masked], 1)?,
+        };
+        Ok(Opening { latents, kept: None, surrounding: Some(surrounding) })
     }
 
     /// The pictures of a result inside the whole picture, when only a region was painted.
@@ -204,6 +212,8 @@ enum UnetChannels {
     Latents,
     /// Latents, mask and masked latents.
     Surrounding,
+    /// Latents, masked latents, and the mask with all the pixels of a latent as channels (Flux Fill).
+    Filled,
 }
 
 impl UnetChannels {
@@ -213,6 +223,8 @@ impl UnetChannels {
             Ok(Self::Latents)
         } else if read == 2 * predicted + 1 {
             Ok(Self::Surrounding)
+        } else if read == 2 * predicted + scale_factor(parts).pow(2) {
+            Ok(Self::Filled)
         } else {
             Err(Error::Unsupported(format!(
                 "this model's denoiser reads {read} channels; inpainting needs one that reads {predicted}, or {} with mask \
@@ -287,6 +299,14 @@ fn at_latents(mask: &Tensor, scale: usize) -> Result<Tensor> {
     let (rows, _, height, width) = mask.dims4()?;
     let blocks = mask.reshape((rows, height / scale, scale, width / scale, scale))?;
     Ok(blocks.narrow(2, 0, 1)?.narrow(D::Minus1, 0, 1)?.reshape((rows, 1, height / scale, width / scale))?)
+}
+
+/// All the values for each latent: `(n, 1, height, width)` to `(n, scale * scale, height / scale, width / scale)`.
+fn pixels_of_latents(mask: &Tensor, scale: usize) -> Result<Tensor> {
+    let (rows, _, height, width) = mask.dims4()?;
+    let (down, across) = (height / scale, width / scale);
+    let blocks = mask.reshape((rows, down, scale, across, scale))?.permute((0, 2, 4, 1, 3))?;
+    Ok(blocks.reshape((rows, scale * scale, down, across))?)
 }
 
 /// The picture and the mask of a call that paints a region; there can only be one of each, of one size.

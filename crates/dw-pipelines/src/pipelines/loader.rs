@@ -26,15 +26,16 @@ use crate::{
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
-        Sd3ControlNetModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, UnetConfig,
-        config::without_nulls,
+        FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
+        SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
-    registry::Implementation,
+    registry::{Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, Paging, PipelineRequest, SchedulerRequest},
     text::{ClipTokenizer, T5Tokenizer},
     weights::{Occupancy, Placement, Rest, Weights, paging::Pager},
 };
 
+mod flux_family;
 mod sd3_family;
 
 const CONTROLNET: &str = "ControlNetModel";
@@ -66,6 +67,14 @@ pub(crate) enum Kind {
     Sd3Transformer,
     /// An `SD3ControlNetModel`; a step may list several.
     Sd3ControlNet,
+    /// A `FluxTransformer2DModel`.
+    FluxTransformer,
+    /// A `FluxControlNetModel`; a step may list several.
+    FluxControlNet,
+    /// A SigLIP image encoder.
+    Siglip,
+    /// A `ReduxImageEncoder`.
+    Redux,
 }
 
 impl Kind {
@@ -82,12 +91,16 @@ impl Kind {
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
             Self::Sd3Transformer => &["SD3Transformer2DModel"],
             Self::Sd3ControlNet => &["SD3ControlNetModel"],
+            Self::FluxTransformer => &["FluxTransformer2DModel"],
+            Self::FluxControlNet => &["FluxControlNetModel"],
+            Self::Siglip => &["SiglipVisionModel"],
+            Self::Redux => &["ReduxImageEncoder"],
         }
     }
 
     /// Whether a step may list several.
     fn is_listed(self) -> bool {
-        matches!(self, Self::ControlNet | Self::Sd3ControlNet)
+        matches!(self, Self::ControlNet | Self::Sd3ControlNet | Self::FluxControlNet)
     }
 
     /// Whether it is made of a vocabulary and has no weights.
@@ -98,12 +111,13 @@ impl Kind {
     /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
     /// replaces the denoiser and what steers it.
     fn is_needed(self) -> bool {
-        matches!(self, Self::Unet | Self::Sd3Transformer) || self.is_listed()
+        matches!(self, Self::Unet | Self::Sd3Transformer | Self::FluxTransformer | Self::Siglip | Self::Redux)
+            || self.is_listed()
     }
 
     /// Whether LoRAs may act on it.
     fn takes_adapters(self) -> bool {
-        matches!(self, Self::ClipText | Self::Unet | Self::Sd3Transformer)
+        matches!(self, Self::ClipText | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
     }
 }
 
@@ -147,12 +161,17 @@ pub(crate) fn load(
     context: Context<'_>,
 ) -> Result<Parts> {
     check_names(request, implementation)?;
-    let scheduler = scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?;
+    let scheduler = match implementation.task {
+        // Nothing is denoised.
+        Task::Prior => SchedulerSetup::unused(),
+        _ => scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?,
+    };
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = planner.origins(implementation, &found)?;
     let pixels = planner.clip_pixels(&found)?;
+    let feature_extractor = planner.own_feature_extractor(implementation)?;
     let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
     let adapters = Adapters::find(request, has_unet, hub, context)?;
     let Decision { paging, tiling, plan } = planner.decide(&origins)?;
@@ -173,6 +192,7 @@ pub(crate) fn load(
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
+        feature_extractor,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
         memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
@@ -319,6 +339,7 @@ impl Planner<'_> {
         }
         check_family(&origins)?;
         sd3_family::check(&origins)?;
+        flux_family::check(&origins)?;
         if let Some(planned) = self.own_image_encoder(found, &origins)? {
             origins.push((planned.name.clone(), Origin::Loaded(planned)));
         }
@@ -434,6 +455,16 @@ impl Planner<'_> {
                  `image_encoder_folder` of the IP-Adapter, or load a component `image_encoder`"
             )),
         })
+    }
+
+    /// How the model prepares pictures for an image encoder of its own.
+    fn own_feature_extractor(&self, implementation: &Implementation) -> Result<Option<Value>> {
+        let has_encoder = implementation.slots.iter().any(|slot| slot.kind == Kind::Siglip);
+        if !has_encoder || self.index.pointer("/feature_extractor/1").is_none_or(Value::is_null) {
+            return Ok(None);
+        }
+        self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
+        self.files.read_json("feature_extractor/preprocessor_config.json")
     }
 
     /// How the model prepares pictures for CLIP.
@@ -684,6 +715,10 @@ impl Planned {
             Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
             Kind::Sd3Transformer => Model::Sd3Transformer(Sd3Transformer2DModel::new(&self.config()?, weights)?),
             Kind::Sd3ControlNet => Model::Sd3ControlNet(Sd3ControlNetModel::new(&self.config()?, weights)?),
+            Kind::FluxTransformer => Model::FluxTransformer(FluxTransformer2DModel::new(&self.config()?, weights)?),
+            Kind::FluxControlNet => Model::FluxControlNet(FluxControlNetModel::new(&self.config()?, weights)?),
+            Kind::Siglip => Model::Siglip(SiglipVisionModel::new(&self.config()?, weights)?),
+            Kind::Redux => Model::Redux(ReduxImageEncoder::new(&self.config()?, &weights)?),
         })
     }
 

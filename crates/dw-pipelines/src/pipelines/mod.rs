@@ -15,6 +15,7 @@ mod decode;
 mod denoise;
 mod fit;
 mod flow;
+pub(crate) mod flux;
 mod guidance;
 mod image_prompt;
 mod image_to_image;

@@ -112,6 +112,16 @@ impl TextEncoder<'_> {
         Ok(Encoded { states: Tensor::cat(&states, 1)?, pooled })
     }
 
+    /// The pooled state of each text, read as weighted: its first chunk's, without weights. `(texts, hidden)`.
+    pub(crate) fn pooled_unweighted(&self, texts: &[String]) -> Result<Tensor> {
+        let mut firsts = Vec::with_capacity(texts.len());
+        for text in texts {
+            let pieces = parse(text).map_err(|error| refuse("prompt", error.to_string()))?;
+            firsts.push(chunked(&pieces, self.tokenizer)?.into_iter().next().unwrap_or_default());
+        }
+        Ok(self.encode_chunks(&firsts.iter().collect::<Vec<_>>())?.pooled)
+    }
+
     fn encode_chunks(&self, rows: &[&Chunk]) -> Result<ClipTextOutput> {
         let ids: Vec<u32> = rows.iter().flat_map(|chunk| self.tokenizer.framed(&chunk.ids)).collect();
         let ids = Tensor::from_vec(ids, (rows.len(), self.tokenizer.max_length()), self.model.device())?;

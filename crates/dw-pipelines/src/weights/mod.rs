@@ -391,6 +391,14 @@ impl Weights {
         names
     }
 
+    /// Counts the tensors whose names start with `start` below this prefix as taken: they belong to a part of the model
+    /// that is not run.
+    pub fn pass_over(&self, start: &str) {
+        let start = self.full_name(start);
+        let passed = self.names().filter(|name| name.starts_with(&start)).map(|name| self.stored_name(name).to_owned());
+        self.store.taken.lock().unwrap_or_else(PoisonError::into_inner).extend(passed);
+    }
+
     /// How many bytes all tensors of the store take on their device when they are there.
     pub fn bytes(&self) -> u64 {
         let made = self.store.generated.as_ref().map_or(0, generated::Generated::bytes);

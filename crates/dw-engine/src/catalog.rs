@@ -35,6 +35,7 @@ const FEATURES: &[&str] = &[
     "/configuration/vae/torch_dtype",
     "/ip_adapter",
     "/loras",
+    "/quantization_config",
     "/textual_inversions",
 ];
 

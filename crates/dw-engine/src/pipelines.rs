@@ -10,11 +10,12 @@ use dw_core::{
     event::Event,
     plan::{PipelineStep, PlannedStep, ReferenceStep},
     seed::Seed,
-    workflow::{Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, TextualInversion},
+    workflow::{Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, QuantizationConfig, TextualInversion},
 };
 use dw_pipelines::{
     Error, Result,
     pipelines::{ComponentCache, Pipeline, memory::Gauge},
+    quant::QuantizationRequest,
     request::{
         ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
         PipelineRequest, SchedulerRequest, TextualInversionRequest,
@@ -98,7 +99,8 @@ impl Scope<'_> {
     ) -> std::result::Result<PipelineCall, EngineError> {
         let started = std::time::Instant::now();
         let events = StepEvents { step: label, inner: session.events };
-        let request = request(description, &self.plan.base_dir, session.engine).map_err(|error| failed(label, "", error))?;
+        let request =
+            request(description, &self.plan.base_dir, session.engine).map_err(|error| failed(label, "", error))?;
         let context = Context { events: &events, cancel: session.cancel };
         let gauge = Gauge::start(&request.device);
         // The step's earlier pipeline goes first, so that two never need to fit at once.
@@ -210,6 +212,17 @@ fn component(spec: &Component, base_dir: &Path) -> Result<ComponentRequest> {
         subfolder: from.subfolder.clone(),
         variant: from.variant.clone(),
         dtype: from.torch_dtype.as_deref().map(dtype).transpose()?.flatten(),
+        quantization: spec.quantization_config.as_ref().map(quantization).transpose()?,
+    })
+}
+
+fn quantization(spec: &QuantizationConfig) -> Result<QuantizationRequest> {
+    let named =
+        ["compute_dtype", "bnb_4bit_compute_dtype"].into_iter().find_map(|name| spec.arguments.get(name)?.as_str());
+    Ok(QuantizationRequest {
+        class: spec.configuration.config_type.clone(),
+        arguments: spec.arguments.clone(),
+        compute_dtype: named.map(dtype).transpose()?.flatten(),
     })
 }
 

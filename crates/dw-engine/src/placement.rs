@@ -26,8 +26,7 @@ pub(crate) fn request(
 ) -> Result<MemoryRequest> {
     let vae = configuration.vae.as_ref();
     let is_on = |flag: Option<bool>| flag.unwrap_or(false);
-    let mut vae_tiling =
-        vae.is_some_and(|vae| is_on(vae.enable_tiling)).then(TilingRequest::default);
+    let mut vae_tiling = vae.is_some_and(|vae| is_on(vae.enable_tiling)).then(TilingRequest::default);
     let mut components = BTreeMap::new();
     for (name, placement) in configuration.components.iter().flatten() {
         let entry: &mut ComponentMemory = components.entry(name.clone()).or_default();
@@ -82,11 +81,14 @@ fn offload(configuration: &PipelineConfiguration) -> Result<Option<OffloadReques
 fn grouped(place: &str, group: &GroupOffload) -> Result<Paging> {
     let bad = |reason: String| Error::Argument { name: place.to_owned(), reason };
     let count = |value: &Value| {
-        value.as_u64().filter(|count| *count > 0).ok_or_else(|| {
-            bad(format!("`num_blocks_per_group` must be a whole number of at least 1, found `{value}`"))
-        })
+        value
+            .as_u64()
+            .filter(|count| *count > 0)
+            .ok_or_else(|| bad(format!("`num_blocks_per_group` must be a whole number of at least 1, found `{value}`")))
     };
-    if let Some(device) = group.offload_device.as_deref().filter(|device| !matches!(*device, "cpu" | "torch.device(cpu)")) {
+    if let Some(device) =
+        group.offload_device.as_deref().filter(|device| !matches!(*device, "cpu" | "torch.device(cpu)"))
+    {
         return Err(bad(format!("`offload_device` `{device}` is not supported; layers rest on the host (`cpu`)")));
     }
     let prefetch = group.rest.get("use_stream").and_then(Value::as_bool).unwrap_or(false);

@@ -17,7 +17,9 @@ use dw_pipelines::{
     Result,
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, Context, IpAdapterRequest, IpAdapterScale, MemoryRequest, ModelSource, PipelineRequest},
+    request::{
+        ComponentChoice, Context, IpAdapterRequest, IpAdapterScale, MemoryRequest, ModelSource, PipelineRequest,
+    },
     rng::{Generators, NoiseDialect},
 };
 use image::{DynamicImage, Rgb, RgbImage};

@@ -167,7 +167,8 @@ fn components_may_stay_come_on_demand_or_have_a_type_of_their_own() {
     let memory = MemoryRequest { components: BTreeMap::from([("vae".into(), wide)]), ..MemoryRequest::default() };
     let half = PipelineRequest { dtype: Some(DType::BF16), ..xl(memory) };
     let half = drawn(&half);
-    let dtype = |name: &str| half.plan().components.iter().find(|component| component.name == name).map(|c| c.dtype.clone());
+    let dtype =
+        |name: &str| half.plan().components.iter().find(|component| component.name == name).map(|c| c.dtype.clone());
     assert_eq!((dtype("vae").as_deref(), dtype("unet").as_deref()), (Some("f32"), Some("bf16")));
 }
 

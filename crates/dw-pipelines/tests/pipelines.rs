@@ -18,7 +18,9 @@ use dw_pipelines::{
     Error, Result,
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest, SchedulerRequest},
+    request::{
+        ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest, SchedulerRequest,
+    },
     rng::{Generator, Generators, NoiseDialect},
 };
 use image::DynamicImage;
@@ -60,6 +62,7 @@ fn component(class: &str, folder: PathBuf) -> ComponentChoice {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     }])
 }
 
@@ -645,6 +648,7 @@ fn controlled(class: &str, nets: &[(&str, &str)]) -> PipelineRequest {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     };
     let mut request = request(class, ModelSource::Folder(model("sdxl")));
     request.components.insert("controlnet".into(), ComponentChoice::Load(nets.iter().map(net).collect()));

@@ -24,6 +24,7 @@ pub use single_file::SingleFileModel;
 
 use crate::{
     Error, Result,
+    quant::Scheme,
     request::{Context, ModelSource},
     text::TokenizerFiles,
     weights::{self, Listed, folder, single_file::CheckpointPart},
@@ -156,13 +157,22 @@ impl WeightFiles {
         }
     }
 
-    /// The tensors that the headers list, under canonical names.
-    pub(crate) fn list(&self) -> Result<Vec<Listed>> {
+    /// The tensors that the headers list, under canonical names. `scheme` says how layers are to be stored.
+    pub(crate) fn list(&self, scheme: Option<&Scheme>) -> Result<Vec<Listed>> {
         match self {
-            Self::Disk(files) => weights::list_files(files),
-            Self::Memory { name, bytes } => weights::list_bytes(bytes, name),
-            Self::Part(part) => weights::list_part(part),
+            Self::Disk(files) => weights::list_files(files, scheme),
+            Self::Memory { name, bytes } => weights::list_bytes(bytes, name, scheme),
+            Self::Part(part) => weights::list_part(part, scheme),
             Self::Random { tensors, .. } => Ok(weights::list_random(tensors)),
+        }
+    }
+
+    /// Whether they are in a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        match self {
+            Self::Disk(files) => files.iter().any(|file| has_gguf_ending(file)),
+            Self::Memory { .. } | Self::Random { .. } => false,
+            Self::Part(part) => part.is_gguf(),
         }
     }
 
@@ -175,6 +185,11 @@ impl WeightFiles {
             Self::Random { name, .. } => Ok(format!("{name};")),
         }
     }
+}
+
+/// Whether a file is called a GGUF file.
+pub(crate) fn has_gguf_ending(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 /// Path, size and modification time of a file, as text.

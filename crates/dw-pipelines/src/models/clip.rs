@@ -82,8 +82,7 @@ pub struct ClipTextOutput {
 }
 
 /// What the table of words may be called.
-const WORD_TABLES: [&str; 2] =
-    ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+const WORD_TABLES: [&str; 2] = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
 
 /// The CLIP text encoder.
 pub struct ClipTextModel {

@@ -10,12 +10,12 @@ pub mod config;
 pub mod controlnet;
 pub mod flux;
 pub mod ip_adapter;
-pub mod tiling;
 mod mmdit;
 pub mod sd3;
 pub mod sd3_controlnet;
 pub mod siglip;
 pub mod t5;
+pub mod tiling;
 pub mod unet;
 pub mod vae;
 
@@ -31,10 +31,10 @@ pub use flux::{
     redux::{ReduxConfig, ReduxImageEncoder},
 };
 pub use ip_adapter::{ImageFeatures, IpAdapter};
-pub use tiling::Tiling;
 pub use sd3::{Sd3Config, Sd3Input, Sd3Transformer2DModel};
 pub use sd3_controlnet::{Sd3ControlNetConfig, Sd3ControlNetInput, Sd3ControlNetModel};
 pub use siglip::{SiglipVisionConfig, SiglipVisionModel};
 pub use t5::{T5Config, T5EncoderModel};
+pub use tiling::Tiling;
 pub use unet::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

@@ -7,20 +7,23 @@ use candle_core::{D, Tensor};
 
 use crate::{
     Result,
-    weights::{Weights, paging::Layer},
+    quant::Weight,
+    weights::{Branch, Weights, paging::Layer},
 };
 
-/// `y = x Wᵀ + b` over the last dimension.
+/// `y = x Wᵀ + b` over the last dimension, and what adapters add beside it.
 #[derive(Clone, Debug)]
-pub struct Linear(Layer<Dense>);
+pub struct Linear(Layer<Parameters>);
 
 /// A linear layer on its device.
 #[derive(Clone, Debug)]
-struct Dense {
+struct Parameters {
     /// `(out, in)`.
-    weight: Tensor,
+    weight: Weight,
     /// `(out,)`.
     bias: Option<Tensor>,
+    /// Adapters of a weight that cannot take them into itself.
+    branches: Vec<Branch>,
 }
 
 impl Linear {
@@ -30,17 +33,19 @@ impl Linear {
     }
 }
 
-impl Dense {
+impl Parameters {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (out, _) = self.weight.dims2()?;
         let mut shape = x.dims().to_vec();
-        let rows = x.flatten_to(D::Minus2)?.matmul(&self.weight.t()?)?;
-        let rows = match &self.bias {
-            Some(bias) => rows.broadcast_add(bias)?,
-            None => rows,
-        };
+        let x = x.flatten_to(D::Minus2)?;
+        let mut rows = self.weight.product(&x)?;
+        for branch in &self.branches {
+            rows = (rows + branch.product(&x)?)?;
+        }
+        if let Some(bias) = &self.bias {
+            rows = rows.broadcast_add(bias)?;
+        }
         if let Some(last) = shape.last_mut() {
-            *last = out;
+            *last = rows.dim(1)?;
         }
         Ok(rows.reshape(shape)?)
     }
@@ -59,9 +64,10 @@ impl Weights {
         let parameters = [weight, bias.unwrap_or(weight)];
         let (weight, bias) = (weight.to_owned(), bias.map(str::to_owned));
         let build = move |weights: &Self| {
-            Ok(Dense {
-                weight: weights.get((outputs, inputs), &weight)?,
+            Ok(Parameters {
+                weight: weights.take((outputs, inputs), &weight)?,
                 bias: bias.as_deref().map(|name| weights.get(outputs, name)).transpose()?,
+                branches: weights.branches(&weight).to_vec(),
             })
         };
         Ok(Linear(self.layer(&parameters[..1 + usize::from(parameters[0] != parameters[1])], build)?))

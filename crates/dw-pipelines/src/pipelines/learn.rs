@@ -132,7 +132,7 @@ fn teach(
     let class = tokenizer.class.clone();
     Ok([
         Component { class, key: tokenizer_key, bytes: 0, model, weights: None, base: None },
-        rebuilt(encoder, weights, HashMap::from([(name.to_owned(), table)]), encoder_key, None)?,
+        rebuilt(encoder, weights, HashMap::from([(name.to_owned(), table)]).into(), encoder_key, None)?,
     ])
 }
 

@@ -29,6 +29,7 @@ use crate::{
         FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
         SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
+    quant::{QuantizationRequest, Scheme},
     registry::{Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, Paging, PipelineRequest, SchedulerRequest},
     text::{ClipTokenizer, T5Tokenizer},
@@ -117,7 +118,7 @@ impl Kind {
 
     /// Whether LoRAs may act on it.
     fn takes_adapters(self) -> bool {
-        matches!(self, Self::ClipText | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
+        matches!(self, Self::ClipText | Self::T5 | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
     }
 }
 
@@ -139,6 +140,8 @@ struct Planned {
     /// None for a tokenizer.
     weights: Option<WeightFiles>,
     dtype: DType,
+    /// How its layers are stored, where the step says so.
+    scheme: Option<Scheme>,
     /// Where it runs.
     device: Device,
     /// When its layers come and go; none when they stay.
@@ -172,8 +175,7 @@ pub(crate) fn load(
     let mut origins = planner.origins(implementation, &found)?;
     let pixels = planner.clip_pixels(&found)?;
     let feature_extractor = planner.own_feature_extractor(implementation)?;
-    let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
-    let adapters = Adapters::find(request, has_unet, hub, context)?;
+    let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
     let Decision { paging, tiling, plan } = planner.decide(&origins)?;
     context.events.emit(Event::FitPlan { plan: plan.clone() });
     refuse_if_too_large(&plan, &request.memory)?;
@@ -366,8 +368,7 @@ impl Planner<'_> {
                     "`configuration.components` names `{name}`, but the pipeline has no such component; it has `{known}`"
                 )));
             }
-            let is_elsewhere =
-                asked.device.as_ref().is_some_and(|device| !device.same_device(&self.request.device));
+            let is_elsewhere = asked.device.as_ref().is_some_and(|device| !device.same_device(&self.request.device));
             if is_elsewhere && stage_of(name) != name {
                 return Err(Error::Unsupported(format!(
                     "`configuration.components.{name}.device` differs from the device of the pipeline, which is where \
@@ -383,7 +384,9 @@ impl Planner<'_> {
         let configs: BTreeMap<&str, Value> = origins
             .iter()
             .filter_map(|(name, origin)| match origin {
-                Origin::Loaded(planned) if planned.weights.is_some() => Some(planned.raw_config().map(|config| (name.as_str(), config))),
+                Origin::Loaded(planned) if planned.weights.is_some() => {
+                    Some(planned.raw_config().map(|config| (name.as_str(), config)))
+                }
                 _ => None,
             })
             .collect::<Result<_>>()?;
@@ -396,7 +399,13 @@ impl Planner<'_> {
         for (name, origin) in origins {
             let Origin::Loaded(planned) = origin else { continue };
             let (Some(files), Some(config)) = (&planned.weights, configs.get(name.as_str())) else { continue };
-            let mut need = MemoryNeed::new(name, files, config, (planned.dtype, &planned.device), &call)?;
+            let mut need = MemoryNeed::new(
+                name,
+                (files, planned.scheme.as_ref()),
+                config,
+                (planned.dtype, &planned.device),
+                &call,
+            )?;
             need.is_loaded = self.cache.contains(&planned.key);
             needs.push(need);
         }
@@ -506,8 +515,15 @@ impl Planner<'_> {
             files => (files, component.subfolder.clone().unwrap_or_default()),
         };
         let files = Arc::new(files);
-        let dtype = self.dtype(slot.name, component.dtype);
-        self.planned((slot, at), &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
+        let quantization = component.quantization.as_ref();
+        let compute = quantization.and_then(|quantization| quantization.compute_dtype);
+        let dtype = self.dtype(slot.name, component.dtype.or(compute));
+        let variant = component.variant.as_deref();
+        let planned = self.planned((slot, at), &component.class, files, folder.trim_matches('/'), variant, dtype)?;
+        match quantization {
+            Some(quantization) => planned.quantized(quantization, self.context),
+            None => Ok(planned),
+        }
     }
 
     fn planned(
@@ -548,6 +564,7 @@ impl Planner<'_> {
             dtype,
             device,
             paging: None,
+            scheme: None,
         };
         if let Some(WeightFiles::Random { name, .. }) = &planned.weights {
             let tensors = Arc::new(planned.parameters()?);
@@ -617,6 +634,37 @@ fn read_all(
 }
 
 impl Planned {
+    /// The same component with its layers stored as a step asks for.
+    fn quantized(self, request: &QuantizationRequest, context: Context<'_>) -> Result<Self> {
+        let scheme = Scheme::of(request)?;
+        let Some(weights) = &self.weights else {
+            let name = &self.name;
+            return Err(Error::Unsupported(format!(
+                "component `{name}` has no weights; remove its `quantization_config`"
+            )));
+        };
+        if scheme.format.is_none() && !weights.is_gguf() {
+            return Err(Error::Unsupported(format!(
+                "`{}` of component `{}` is for GGUF files; name one in `from_single_file`, or use another class",
+                request.class, self.name
+            )));
+        }
+        let warn = |message: String| context.events.emit(Event::Warning { message });
+        if let Some(message) = &scheme.message {
+            warn(format!("component `{}`: {message}", self.name));
+        }
+        if let Some(compute) = request.compute_dtype.filter(|compute| *compute != self.dtype) {
+            warn(format!(
+                "component `{}` computes in `{}`, its `torch_dtype`, not in `{}`; name one type in both places",
+                self.name,
+                self.dtype.as_str(),
+                compute.as_str()
+            ));
+        }
+        let key = format!("{}|{}", self.key, scheme.key());
+        Ok(Self { key, scheme: Some(scheme), ..self })
+    }
+
     /// Settles when its layers come and go; a component that is kept in another way is another component.
     fn page(&mut self, paging: Option<Paging>) {
         if let Some(paging) = paging.filter(|_| self.weights.is_some()) {
@@ -647,7 +695,8 @@ impl Planned {
         let has_room = host.is_some_and(|host| files.bytes().is_ok_and(|bytes| host.free / 2 > bytes));
         let rest = if !self.device.is_cpu() && has_room { Rest::Host } else { Rest::File };
         let pager = Pager::new(paging, rest, stage_of(&self.name), occupancy);
-        let placement = Placement { dtype: self.dtype, device: &self.device, pager };
+        let scheme = self.scheme.as_ref();
+        let placement = Placement { dtype: self.dtype, device: &self.device, pager, scheme };
         match files {
             WeightFiles::Disk(files) => Weights::open(files, placement),
             WeightFiles::Memory { name, bytes } => Weights::open_bytes(bytes, name, placement),
@@ -674,14 +723,14 @@ impl Planned {
             context.events.emit(Event::Loading { component, bytes: (before + read).min(total), total });
             Ok(())
         };
-        let (dtype, device) = (self.dtype, &self.device);
+        let (dtype, device, scheme) = (self.dtype, &self.device, self.scheme.as_ref());
         let weights = match (self.paging, files) {
             (Some(paging), files) => self.open(files, paging, occupancy)?,
-            (None, WeightFiles::Disk(files)) => Weights::load(files, dtype, device, &mut progress)?,
+            (None, WeightFiles::Disk(files)) => Weights::load_as(files, dtype, device, scheme, &mut progress)?,
             (None, WeightFiles::Memory { name, bytes }) => {
-                Weights::from_bytes(bytes, name, dtype, device, &mut progress)?
+                Weights::from_bytes(bytes, name, dtype, device, scheme, &mut progress)?
             }
-            (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, &mut progress)?,
+            (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, scheme, &mut progress)?,
             (None, WeightFiles::Random { name, tensors }) => {
                 Weights::random(tensors, name, dtype, device, &mut progress)?
             }

@@ -100,12 +100,7 @@ impl Pipeline {
     }
 
     /// What [`Self::load`] would say about memory. Fetches what the hub must give, and reads no weights.
-    pub fn plan(
-        request: &PipelineRequest,
-        hub: &Hub,
-        cache: &ComponentCache,
-        context: Context<'_>,
-    ) -> Result<FitPlan> {
+    pub fn plan(request: &PipelineRequest, hub: &Hub, cache: &ComponentCache, context: Context<'_>) -> Result<FitPlan> {
         let (implementation, files, index) = Self::open(request, hub, context)?;
         loader::fit(request, implementation, Arc::new(files), &index, (hub, cache), context)
     }

@@ -1,17 +1,23 @@
-//! Where a model's tensors come from: named tensors under a path prefix, read from safetensors files
-//! or bytes, converted on the host and uploaded once.
+//! Where a model's tensors come from: named tensors under a path prefix, read from safetensors and GGUF files
+//! or bytes, converted on the host and uploaded once. Quantized matrices stay quantized.
 //!
 //! Owns names, shapes and the account of which tensors a model took. Leaves the finding of files in a
 //! folder to [`folder`], the layout of whole checkpoints to [`single_file`], and what the tensors mean to the models.
 
+mod branch;
+mod decode;
+pub(crate) mod file;
 pub mod folder;
 mod generated;
+pub(crate) mod gguf;
+pub(crate) mod logical;
 pub(crate) mod paging;
 mod random;
 mod reader;
 pub mod single_file;
 mod stored;
 
+pub use branch::Branch;
 pub use paging::{Occupancy, Paging, Rest};
 pub(crate) use stored::Listed;
 
@@ -26,8 +32,11 @@ use std::{
 
 use candle_core::{DType, Device, Shape, Tensor};
 
-use self::{paging::Pager, single_file::CheckpointPart, stored::Stored};
-use crate::{Error, Result};
+use self::{logical::TensorFiles, paging::Pager, single_file::CheckpointPart, stored::Stored};
+use crate::{
+    Error, Result,
+    quant::{Scheme, Weight},
+};
 
 /// Tensors that old checkpoints carry and no model needs: position counters that were once saved as buffers.
 const HARMLESS: &[&str] = &["embeddings.position_ids"];
@@ -42,31 +51,34 @@ struct Entry {
 #[derive(Clone)]
 enum Value {
     /// Read, on its device and of its type; on the host when the component is paged.
-    Held(Tensor),
+    Held(Weight),
     /// Still where it is stored.
     Stored(Arc<Stored>),
 }
 
 impl Entry {
-    fn held(tensor: Tensor, origin: &Arc<str>) -> Self {
-        Self { value: Value::Held(tensor), origin: Arc::clone(origin) }
+    fn held(weight: Weight, origin: &Arc<str>) -> Self {
+        Self { value: Value::Held(weight), origin: Arc::clone(origin) }
     }
 
-    fn dims(&self) -> &[usize] {
+    fn dims(&self) -> Vec<usize> {
         match &self.value {
-            Value::Held(tensor) => tensor.dims(),
-            Value::Stored(stored) => stored.dims(),
+            Value::Held(weight) => weight.dims(),
+            Value::Stored(stored) => stored.dims().to_vec(),
         }
     }
 
     /// Bytes in memory when it is there.
     fn bytes(&self, dtype: DType) -> u64 {
         match &self.value {
-            Value::Held(tensor) => (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64,
+            Value::Held(weight) => weight.bytes(),
             Value::Stored(stored) => stored.bytes_as(dtype),
         }
     }
 }
+
+/// Additions to the outputs of linear layers, by the canonical name of the weight.
+pub type Branches = HashMap<String, Vec<Branch>>;
 
 /// All tensors of one component, and the names that were asked for so far.
 struct Store {
@@ -82,7 +94,7 @@ struct Store {
     /// Who decides what is on the device, when not everything is.
     pager: Option<Arc<Pager>>,
     /// Tensors that rest in host memory.
-    resting: Mutex<HashMap<String, Tensor>>,
+    resting: Mutex<HashMap<String, Weight>>,
 }
 
 /// Where the tensors of a paged component go, and when.
@@ -90,6 +102,8 @@ pub(crate) struct Placement<'a> {
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
     pub(crate) pager: Arc<Pager>,
+    /// How the weights of layers are stored, where that is to be changed.
+    pub(crate) scheme: Option<&'a Scheme>,
 }
 
 /// The names in the file that the tensors were read from.
@@ -111,6 +125,7 @@ pub struct Weights {
     is_fetching: bool,
     /// The type of floating point tensors, where that is not the store's.
     dtype: Option<DType>,
+    branches: Arc<Branches>,
 }
 
 impl Store {
@@ -128,32 +143,32 @@ impl Store {
         }
     }
 
-    /// The tensor of an entry, on the device. `dtype` is asked for instead of the store's own type.
-    fn tensor(&self, name: &str, entry: &Entry, dtype: Option<DType>) -> Result<Tensor> {
-        let tensor = self.own_tensor(name, entry, dtype)?;
-        match dtype {
-            Some(dtype) if tensor.dtype().is_float() => Ok(tensor.to_dtype(dtype)?),
-            _ => Ok(tensor),
-        }
+    /// The weight of an entry, on the device. `dtype` is asked for instead of the store's own type.
+    fn weight(&self, name: &str, entry: &Entry, dtype: Option<DType>) -> Result<Weight> {
+        let weight = self.own_weight(name, entry, dtype)?;
+        dtype.map_or(Ok(weight.clone()), |dtype| weight.to_dtype(dtype))
     }
 
-    fn own_tensor(&self, name: &str, entry: &Entry, dtype: Option<DType>) -> Result<Tensor> {
+    fn own_weight(&self, name: &str, entry: &Entry, dtype: Option<DType>) -> Result<Weight> {
         let stored = match &entry.value {
-            Value::Held(tensor) if self.pager.is_none() => return Ok(tensor.clone()),
-            Value::Held(tensor) => return Ok(tensor.to_device(&self.device)?),
+            Value::Held(weight) if self.pager.is_none() => return Ok(weight.clone()),
+            Value::Held(weight) => return weight.to_device(&self.device),
             Value::Stored(stored) => stored,
         };
-        if self.pager.as_ref().is_none_or(|pager| pager.rest == Rest::File) {
+        // What would have to be quantized again each time rests on the host.
+        let is_read_again =
+            self.pager.as_ref().is_none_or(|pager| pager.rest == Rest::File) && !stored.is_to_quantize();
+        if is_read_again {
             return stored.read(dtype.unwrap_or(self.dtype), &self.device);
         }
         let resting = || self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         let known = resting().get(name).cloned();
-        let tensor = match known {
-            Some(tensor) => tensor,
+        let weight = match known {
+            Some(weight) => weight,
             None => stored.read(self.dtype, &Device::Cpu)?,
         };
-        resting().insert(name.to_owned(), tensor.clone());
-        Ok(tensor.to_device(&self.device)?)
+        resting().insert(name.to_owned(), weight.clone());
+        weight.to_device(&self.device)
     }
 
     /// What a canonical name is called in the file, where that differs, as an insertion into a message.
@@ -173,56 +188,65 @@ impl Weights {
             .values()
             .find(|tensor| tensor.dtype().is_float())
             .map_or((DType::F32, Device::Cpu), |tensor| (tensor.dtype(), tensor.device().clone()));
-        let entries =
-            tensors.into_iter().map(|(name, tensor)| (name, Entry::held(tensor, &origin))).collect();
+        let held = |(name, tensor)| (name, Entry::held(Weight::Dense(tensor), &origin));
+        let entries = tensors.into_iter().map(held).collect();
         Self::from_entries(entries, origin, dtype, device)
     }
 
-    /// Reads all tensors of safetensors files (the shards of one component), converts floating point ones to
-    /// `dtype` on the host and uploads them to `device`. `progress` is called after each tensor with the bytes
-    /// read so far, over all files; an error from it ends the reading.
+    /// Reads all tensors of weight files (the shards of one component), converts floating point ones to `dtype` on the
+    /// host and uploads them to `device`. Quantized matrices stay so. `progress` is called after each tensor with the
+    /// bytes read so far, over all files; an error from it ends the reading.
     pub fn load(
         files: &[PathBuf],
         dtype: DType,
         device: &Device,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
+        Self::load_as(files, dtype, device, None, progress)
+    }
+
+    /// As [`Weights::load`], with the weights of layers stored as `scheme` says.
+    pub fn load_as(
+        files: &[PathBuf],
+        dtype: DType,
+        device: &Device,
+        scheme: Option<&Scheme>,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
+        let target = reader::Target { dtype, device, scheme };
+        Self::read(&TensorFiles::open(files)?, origin_of(files), &target, progress)
+    }
+
+    fn read(
+        files: &TensorFiles<'_>,
+        origin: Arc<str>,
+        target: &reader::Target<'_>,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Self> {
         let mut entries = HashMap::new();
-        let mut read = 0;
-        for file in files {
-            let bytes = reader::map(file)?;
-            let target = reader::Target { dtype, device };
-            reader::read_all(&bytes, file, &target, &mut read, progress, &mut entries)?;
-        }
-        Ok(Self::from_entries(entries, origin_of(files), dtype, device.clone()))
+        reader::read_all(files, target, progress, &mut entries)?;
+        Ok(Self::from_entries(entries, origin, target.dtype, target.device.clone()))
     }
 
     /// The same tensors, left in their files until the pager wants them.
     pub(crate) fn open(files: &[PathBuf], placement: Placement<'_>) -> Result<Self> {
-        let mut entries = HashMap::new();
-        for file in files {
-            let origin: Arc<str> = file.display().to_string().into();
-            for (name, stored) in Stored::of_file(file)? {
-                let entry = Entry { value: Value::Stored(Arc::new(stored)), origin: Arc::clone(&origin) };
-                if entries.insert(name.clone(), entry).is_some() {
-                    let reason = format!("tensor `{name}` is in two shards; fetch the model again");
-                    return Err(Error::BadFile { path: file.clone(), reason });
-                }
-            }
-        }
-        Ok(Self::paged(entries, origin_of(files), None, placement))
+        let origin = origin_of(files);
+        let stored = Stored::of_files(TensorFiles::open(files)?, placement.scheme)?;
+        Ok(Self::paged(stored_entries(stored, &origin), origin, None, placement))
     }
 
     /// As [`Weights::open`], of a file inside the program.
     pub(crate) fn open_bytes(bytes: &'static [u8], origin: &str, placement: Placement<'_>) -> Result<Self> {
+        let files = TensorFiles::of_bytes(bytes, &PathBuf::from(origin))?;
+        let stored = Stored::of_files(files, placement.scheme)?;
         let name: Arc<str> = origin.into();
-        Ok(Self::paged(stored_entries(Stored::of_memory(bytes, origin)?, &name), name, None, placement))
+        Ok(Self::paged(stored_entries(stored, &name), name, None, placement))
     }
 
     /// As [`Weights::open`], of one component of a checkpoint.
     pub(crate) fn open_part(part: &CheckpointPart, placement: Placement<'_>) -> Result<Self> {
         let origin: Arc<str> = part.path().display().to_string().into();
-        let (tensors, passed_over) = Stored::of_part(part)?;
+        let (tensors, passed_over) = Stored::of_part(part, placement.scheme)?;
         let foreign = Foreign { part: part.clone(), passed_over };
         Ok(Self::paged(stored_entries(tensors, &origin), origin, Some(foreign), placement))
     }
@@ -230,7 +254,7 @@ impl Weights {
     /// As [`Weights::open`], of tensors that are in no file.
     pub(crate) fn open_random(tensors: &[(String, Vec<usize>)], origin: &str, placement: Placement<'_>) -> Self {
         let name: Arc<str> = origin.into();
-        Self::paged(stored_entries(Stored::of_nothing(tensors, origin), &name), name, None, placement)
+        Self::paged(stored_entries(Stored::of_nothing(tensors), &name), name, None, placement)
     }
 
     /// Tensors of these names and shapes that are in no file, made now; otherwise as [`Weights::load`].
@@ -243,7 +267,7 @@ impl Weights {
     ) -> Result<Self> {
         let name: Arc<str> = origin.into();
         let (mut entries, mut made) = (HashMap::new(), 0);
-        for (tensor, stored) in Stored::of_nothing(tensors, origin) {
+        for (tensor, stored) in Stored::of_nothing(tensors) {
             entries.insert(tensor, Entry::held(stored.read(dtype, device)?, &name));
             made += stored.bytes_as(DType::F16);
             progress(made)?;
@@ -255,36 +279,36 @@ impl Weights {
         entries: HashMap<String, Entry>,
         origin: Arc<str>,
         foreign: Option<Foreign>,
-        Placement { dtype, device, pager }: Placement<'_>,
+        Placement { dtype, device, pager, .. }: Placement<'_>,
     ) -> Self {
         let store = Store::new(entries, origin, dtype, device.clone());
         Self::of(Store { foreign, pager: Some(pager), ..store })
     }
 
     /// Reads a safetensors file that is already in memory (a model inside the program). `origin` is what errors
-    /// call it; otherwise as [`Weights::load`].
+    /// call it; otherwise as [`Weights::load_as`].
     pub fn from_bytes(
         bytes: &[u8],
         origin: &str,
         dtype: DType,
         device: &Device,
+        scheme: Option<&Scheme>,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
-        let mut entries = HashMap::new();
-        let target = reader::Target { dtype, device };
-        reader::read_all(bytes, &PathBuf::from(origin), &target, &mut 0, progress, &mut entries)?;
-        Ok(Self::from_entries(entries, origin.into(), dtype, device.clone()))
+        let files = TensorFiles::of_bytes(bytes, &PathBuf::from(origin))?;
+        Self::read(&files, origin.into(), &reader::Target { dtype, device, scheme }, progress)
     }
 
-    /// Reads one component of a checkpoint under canonical names; otherwise as [`Weights::load`].
+    /// Reads one component of a checkpoint under canonical names; otherwise as [`Weights::load_as`].
     pub fn from_checkpoint(
         part: &CheckpointPart,
         dtype: DType,
         device: &Device,
+        scheme: Option<&Scheme>,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let mut entries = HashMap::new();
-        let passed_over = reader::read_part(part, &reader::Target { dtype, device }, progress, &mut entries)?;
+        let passed_over = reader::read_part(part, &reader::Target { dtype, device, scheme }, progress, &mut entries)?;
         let origin: Arc<str> = part.path().display().to_string().into();
         let foreign = Some(Foreign { part: part.clone(), passed_over });
         Ok(Self::of(Store { foreign, ..Store::new(entries, origin, dtype, device.clone()) }))
@@ -295,7 +319,14 @@ impl Weights {
     }
 
     fn of(store: Store) -> Self {
-        Self { store: Arc::new(store), names: None, prefix: String::new(), is_fetching: false, dtype: None }
+        Self {
+            store: Arc::new(store),
+            names: None,
+            prefix: String::new(),
+            is_fetching: false,
+            dtype: None,
+            branches: Arc::default(),
+        }
     }
 
     /// The same tensors seen from one path element further down: `pp("mid_block").pp(0)` sees
@@ -326,14 +357,19 @@ impl Weights {
         &self.prefix
     }
 
-    /// The tensor `name` below this prefix, which must have exactly this shape.
+    /// The tensor `name` below this prefix, which must have exactly this shape; dense, whatever it is stored in.
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.take(shape, name)?.dense(self.dtype())
+    }
+
+    /// The weight `name` below this prefix as it is stored, which must have exactly this shape.
+    pub(crate) fn take(&self, shape: impl Into<Shape>, name: &str) -> Result<Weight> {
         let (full, shape) = (self.full_name(name), shape.into());
         if let Some(generated) = &self.store.generated {
-            return generated.make(&full, &shape, self.dtype(), &self.store.device);
+            return generated.make(&full, &shape, self.dtype(), &self.store.device).map(Weight::Dense);
         }
         let (stored, entry) = self.entry(shape, &full)?;
-        self.store.tensor(stored, entry, self.dtype)
+        self.store.weight(stored, entry, self.dtype)
     }
 
     /// Checks that the tensor `name` below this prefix is there and has exactly this shape. It counts as taken.
@@ -402,7 +438,8 @@ impl Weights {
     /// How many bytes all tensors of the store take on their device when they are there.
     pub fn bytes(&self) -> u64 {
         let made = self.store.generated.as_ref().map_or(0, generated::Generated::bytes);
-        self.store.entries.values().map(|entry| entry.bytes(self.store.dtype)).sum::<u64>() + made
+        let branches = self.branches.values().flatten().map(Branch::bytes).sum::<u64>();
+        self.store.entries.values().map(|entry| entry.bytes(self.store.dtype)).sum::<u64>() + made + branches
     }
 
     /// Whether the component is paged: not all of its layers are on the device all the time.
@@ -450,10 +487,8 @@ impl Weights {
         }
         let convert = |(name, entry): (&String, &Entry)| -> Result<(String, Entry)> {
             let converted = match &entry.value {
-                Value::Held(tensor) if tensor.dtype().is_float() => {
-                    Entry::held(tensor.to_dtype(dtype)?, &entry.origin)
-                }
-                Value::Held(_) | Value::Stored(_) => entry.clone(),
+                Value::Held(weight) => Entry::held(weight.to_dtype(dtype)?, &entry.origin),
+                Value::Stored(_) => entry.clone(),
             };
             Ok((name.clone(), converted))
         };
@@ -468,11 +503,32 @@ impl Weights {
         Self { store: Arc::new(Store { pager, ..store }), ..self.clone() }
     }
 
-    /// The tensor `name` below this prefix on its device, if it exists. It does not count as taken.
+    /// The tensor `name` below this prefix on its device, dense, if it exists. It does not count as taken.
     pub fn find(&self, name: &str) -> Result<Option<Tensor>> {
+        self.find_weight(name)?.map(|weight| weight.dense(self.dtype())).transpose()
+    }
+
+    /// The weight `name` below this prefix on its device as it is stored, if it exists. It does not count as taken.
+    pub fn find_weight(&self, name: &str) -> Result<Option<Weight>> {
         let full = self.full_name(name);
         let stored = self.stored_name(&full);
-        self.store.entries.get(stored).map(|entry| self.store.tensor(stored, entry, self.dtype)).transpose()
+        self.store.entries.get(stored).map(|entry| self.store.weight(stored, entry, self.dtype)).transpose()
+    }
+
+    /// The same tensors, in memory only once, with additions beside layers instead of those before. They come to the
+    /// type and device of the tensors.
+    pub fn with_branches(self, branches: &Branches) -> Result<Self> {
+        let settle = |(name, list): (&String, &Vec<Branch>)| {
+            let list = list.iter().map(|branch| branch.settle(self.store.dtype, &self.store.device));
+            Ok((name.clone(), list.collect::<Result<Vec<_>>>()?))
+        };
+        let branches = Arc::new(branches.iter().map(settle).collect::<Result<Branches>>()?);
+        Ok(Self { branches, ..self })
+    }
+
+    /// What is added beside the weight `name` below this prefix.
+    pub(crate) fn branches(&self, name: &str) -> &[Branch] {
+        self.branches.get(&self.full_name(name)).map_or(&[], Vec::as_slice)
     }
 
     /// The canonical names of all tensors of the store, in no order.
@@ -491,7 +547,7 @@ impl Weights {
             let stored = self.stored_name(&name).to_owned();
             // What is not stored anywhere rests on the host until a layer is wanted.
             let tensor = if self.is_paged() { tensor.to_device(&Device::Cpu)? } else { tensor };
-            entries.insert(stored, Entry::held(tensor, &self.store.origin));
+            entries.insert(stored, Entry::held(Weight::Dense(tensor), &self.store.origin));
         }
         Ok(self.with_entries(entries, self.store.dtype))
     }
@@ -520,25 +576,24 @@ impl Weights {
     }
 }
 
-/// What the headers of a component's files list.
-pub(crate) fn list_files(files: &[PathBuf]) -> Result<Vec<Listed>> {
-    let tensors = files.iter().map(|file| Stored::of_file(file)).collect::<Result<Vec<_>>>()?;
-    Ok(Listed::all(tensors.into_iter().flatten().collect()))
+/// What the headers of a component's files list. `scheme` says how layers are to be stored.
+pub(crate) fn list_files(files: &[PathBuf], scheme: Option<&Scheme>) -> Result<Vec<Listed>> {
+    Ok(Listed::all(Stored::of_files(TensorFiles::open(files)?, scheme)?))
 }
 
 /// The same for a file inside the program.
-pub(crate) fn list_bytes(bytes: &'static [u8], origin: &str) -> Result<Vec<Listed>> {
-    Ok(Listed::all(Stored::of_memory(bytes, origin)?))
+pub(crate) fn list_bytes(bytes: &'static [u8], origin: &str, scheme: Option<&Scheme>) -> Result<Vec<Listed>> {
+    Ok(Listed::all(Stored::of_files(TensorFiles::of_bytes(bytes, &PathBuf::from(origin))?, scheme)?))
 }
 
 /// The same for tensors that are in no file.
 pub(crate) fn list_random(tensors: &[(String, Vec<usize>)]) -> Vec<Listed> {
-    Listed::all(Stored::of_nothing(tensors, ""))
+    Listed::all(Stored::of_nothing(tensors))
 }
 
 /// The same for one component of a checkpoint.
-pub(crate) fn list_part(part: &CheckpointPart) -> Result<Vec<Listed>> {
-    Ok(Listed::all(Stored::of_part(part)?.0))
+pub(crate) fn list_part(part: &CheckpointPart, scheme: Option<&Scheme>) -> Result<Vec<Listed>> {
+    Ok(Listed::all(Stored::of_part(part, scheme)?.0))
 }
 
 /// What errors call a component of several files.

@@ -19,9 +19,9 @@ pub(super) fn values(name: &str, dims: &[usize]) -> Result<Tensor> {
     }
     // A uniform distribution of this width has variance 1 / inputs.
     let bound = (3.0 / inputs.max(1) as f32).sqrt();
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let mut values = vec![0f32; inputs * dims[0]];
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
         let mut state = seed ^ (chunk as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);

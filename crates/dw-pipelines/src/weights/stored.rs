@@ -1,44 +1,44 @@
-//! Tensors that stay where they are stored until somebody asks for them: named ranges of mapped files, of files
-//! inside the program, and of checkpoints.
+//! Tensors that stay where they are stored until somebody asks for them: in mapped files, in files inside the program,
+//! and in checkpoints.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use memmap2::Mmap;
-use safetensors::{Dtype, tensor::TensorView};
+use candle_core::{DType, Device};
 
 use super::{
+    logical::{Logical, TensorFiles},
     random,
     reader::{self, Target},
     single_file::{Change, CheckpointPart},
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    quant::{Scheme, Weight},
+};
 
-/// The bytes that a tensor is a range of.
+/// Where a tensor is.
 #[derive(Clone)]
-enum Bytes {
-    Mapped(Arc<Mmap>),
-    Embedded(&'static [u8]),
-    /// The tensor is found by its name.
+enum Source {
+    Files(Arc<TensorFiles<'static>>),
     Checkpoint(CheckpointPart),
-    /// The tensor is in no file: its values are drawn from its name.
+    /// In no file: its values are drawn from its name.
     Random,
 }
 
 /// One tensor that was not read yet.
 #[derive(Clone)]
 pub(super) struct Stored {
-    bytes: Bytes,
+    source: Source,
     /// Its name in the file.
     name: String,
-    path: Arc<Path>,
-    dtype: Dtype,
-    /// As it is in the file.
-    shape: Vec<usize>,
+    /// Its name in the model.
+    canonical: String,
     /// As the model sees it.
     dims: Vec<usize>,
-    range: Range<usize>,
     change: Change,
+    /// Bytes that it takes in a form that no type changes: quantized, or whole numbers.
+    fixed_bytes: Option<u64>,
+    scheme: Option<Arc<Scheme>>,
 }
 
 /// A tensor as the header of its file lists it, under its canonical name.
@@ -62,82 +62,77 @@ impl Listed {
 }
 
 impl Stored {
-    /// All tensors of a mapped file.
-    pub(super) fn of_file(path: &Path) -> Result<Vec<(String, Self)>> {
-        let map = Arc::new(reader::map(path)?);
-        let bytes = Bytes::Mapped(Arc::clone(&map));
-        Self::all(&map, &bytes, path)
-    }
-
-    /// All tensors of a file inside the program.
-    pub(super) fn of_memory(bytes: &'static [u8], name: &str) -> Result<Vec<(String, Self)>> {
-        Self::all(bytes, &Bytes::Embedded(bytes), Path::new(name))
+    /// All tensors of the files of a component.
+    pub(super) fn of_files(files: TensorFiles<'static>, scheme: Option<&Scheme>) -> Result<Vec<(String, Self)>> {
+        let (files, scheme) = (Arc::new(files), scheme.cloned().map(Arc::new));
+        let stored = |(name, tensor): (&String, &Logical)| {
+            files.check(name, tensor)?;
+            let source = Source::Files(Arc::clone(&files));
+            let settled = Self::new(source, &files, (name, tensor), (name, Change::None), scheme.as_ref());
+            Ok((name.clone(), settled))
+        };
+        files.tensors().iter().map(stored).collect()
     }
 
     /// All tensors of a component of a checkpoint under canonical names, and the names of those without a place.
-    pub(super) fn of_part(part: &CheckpointPart) -> Result<(Vec<(String, Self)>, Vec<String>)> {
-        let path: Arc<Path> = part.path().into();
+    pub(super) fn of_part(
+        part: &CheckpointPart,
+        scheme: Option<&Scheme>,
+    ) -> Result<(Vec<(String, Self)>, Vec<String>)> {
+        let scheme = scheme.cloned().map(Arc::new);
         let (mut tensors, mut passed_over) = (Vec::new(), Vec::new());
         for reading in part.readings()? {
-            reader::check_dtype(reading.name, reading.view.dtype(), part.path())?;
+            part.files().check(reading.name, reading.tensor)?;
             if reading.targets.is_empty() {
                 passed_over.push(reading.name.to_owned());
             }
             for target in reading.targets {
-                let shape = reading.view.shape().to_vec();
-                let dims = target.change.shape(&shape).unwrap_or_else(|| shape.clone());
-                let stored = Self {
-                    bytes: Bytes::Checkpoint(part.clone()),
-                    name: reading.name.to_owned(),
-                    path: Arc::clone(&path),
-                    dtype: reading.view.dtype(),
-                    range: 0..reading.view.data().len(),
-                    shape,
-                    dims,
-                    change: target.change,
-                };
+                let (source, place) = (Source::Checkpoint(part.clone()), (target.name.as_str(), target.change));
+                let named = (reading.name, reading.tensor);
+                let stored = Self::new(source, part.files(), named, place, scheme.as_ref());
                 tensors.push((target.name, stored));
             }
         }
         Ok((tensors, passed_over))
     }
 
-    /// Tensors of these names and shapes that are in no file, as large as float16.
-    pub(super) fn of_nothing(tensors: &[(String, Vec<usize>)], origin: &str) -> Vec<(String, Self)> {
-        let path: Arc<Path> = Path::new(origin).into();
+    /// Tensors of these names and shapes that are in no file.
+    pub(super) fn of_nothing(tensors: &[(String, Vec<usize>)]) -> Vec<(String, Self)> {
         let stored = |(name, dims): &(String, Vec<usize>)| Self {
-            bytes: Bytes::Random,
+            source: Source::Random,
             name: name.clone(),
-            path: Arc::clone(&path),
-            dtype: Dtype::F16,
-            shape: dims.clone(),
+            canonical: name.clone(),
             dims: dims.clone(),
-            range: 0..0,
             change: Change::None,
+            fixed_bytes: None,
+            scheme: None,
         };
         tensors.iter().map(|tensor| (tensor.0.clone(), stored(tensor))).collect()
     }
 
-    fn all(content: &[u8], bytes: &Bytes, path: &Path) -> Result<Vec<(String, Self)>> {
-        let (start, metadata) = reader::header(content, path)?;
-        // Also checks that the data lie inside of the file.
-        reader::parse(content, path)?;
-        let shared: Arc<Path> = path.into();
-        let stored = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
-            reader::check_dtype(&name, info.dtype, path)?;
-            let stored = Self {
-                bytes: bytes.clone(),
-                name: name.clone(),
-                path: Arc::clone(&shared),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                dims: info.shape.clone(),
-                range: start + info.data_offsets.0..start + info.data_offsets.1,
-                change: Change::None,
-            };
-            Ok((name, stored))
-        };
-        metadata.tensors().into_iter().map(stored).collect()
+    fn new(
+        source: Source,
+        files: &TensorFiles<'_>,
+        (name, tensor): (&str, &Logical),
+        (canonical, change): (&str, Change),
+        scheme: Option<&Arc<Scheme>>,
+    ) -> Self {
+        let dims = change.shape(tensor.shape()).unwrap_or_else(|| tensor.shape().to_vec());
+        let count = |dims: &[usize]| dims.iter().product::<usize>().max(1) as u64;
+        let (is_float, is_quantized) = (files.is_float(tensor), files.is_quantized(tensor));
+        // Some of the rows of a stored matrix take their part of its bytes.
+        let part = tensor.bytes() * count(&dims) / count(tensor.shape());
+        let to_be = scheme.filter(|_| is_float).and_then(|scheme| scheme.bytes(canonical, &dims));
+        let is_fixed = is_quantized || (!is_float && files.raw(tensor).is_some());
+        Self {
+            source,
+            name: name.to_owned(),
+            canonical: canonical.to_owned(),
+            dims,
+            change,
+            fixed_bytes: to_be.or(is_fixed.then_some(part)),
+            scheme: scheme.filter(|_| to_be.is_some()).cloned(),
+        }
     }
 
     /// Its shape, as the model sees it.
@@ -145,43 +140,34 @@ impl Stored {
         &self.dims
     }
 
-    /// Whether its numbers are floating point.
-    pub(super) fn is_float(&self) -> bool {
-        matches!(self.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    /// Whether it is brought into fewer bits when it is read.
+    pub(super) fn is_to_quantize(&self) -> bool {
+        self.scheme.is_some()
     }
 
     /// How many bytes it takes when its floating point numbers are of type `dtype`.
     pub(super) fn bytes_as(&self, dtype: DType) -> u64 {
-        let count: usize = self.dims.iter().product();
-        let size = if self.is_float() { dtype.size_in_bytes() } else { self.dtype.bitsize() / 8 };
-        (count * size) as u64
+        let dense = self.dims.iter().product::<usize>() * dtype.size_in_bytes();
+        self.fixed_bytes.unwrap_or(dense as u64)
     }
 
-    /// The tensor in the type and at the place where it is used. What was read of a file does not stay in memory
+    /// The weight in the type and at the place where it is used. What was read of a file does not stay in memory
     /// beside it.
-    pub(super) fn read(&self, dtype: DType, device: &Device) -> Result<Tensor> {
-        let tensor = match &self.bytes {
-            Bytes::Mapped(map) => {
-                let tensor = self.load(map.get(self.range.clone()))?;
-                reader::forget(map, self.range.clone());
-                tensor
+    pub(super) fn read(&self, dtype: DType, device: &Device) -> Result<Weight> {
+        let files = match &self.source {
+            Source::Files(files) => files,
+            Source::Checkpoint(part) => part.files(),
+            Source::Random => {
+                let tensor = random::values(&self.name, &self.dims)?;
+                return Weight::Dense(tensor).to_dtype(dtype)?.to_device(device);
             }
-            Bytes::Embedded(bytes) => self.load(bytes.get(self.range.clone()))?,
-            Bytes::Checkpoint(part) => {
-                let tensor = reader::load(&self.name, &part.view(&self.name)?, &self.path)?;
-                part.forget(&self.name);
-                tensor
-            }
-            Bytes::Random => random::values(&self.name, &self.dims)?,
         };
-        reader::settle(&self.change.apply(&tensor)?, &Target { dtype, device })
-    }
-
-    fn load(&self, data: Option<&[u8]>) -> Result<Tensor> {
-        let bad = |reason: String| Error::BadFile { path: self.path.to_path_buf(), reason };
-        let data = data.ok_or_else(|| bad(format!("the data of tensor `{}` lie outside of the file", self.name)))?;
-        let view = TensorView::new(self.dtype, self.shape.clone(), data)
-            .map_err(|error| bad(format!("tensor `{}` cannot be read ({error}); fetch the file again", self.name)))?;
-        reader::load(&self.name, &view, &self.path)
+        let missing = || Error::Unsupported(format!("tensor `{}` is not in its file any more", self.name));
+        let tensor = files.tensors().get(&self.name).ok_or_else(missing)?;
+        let wanted = (!self.is_to_quantize()).then_some(dtype);
+        let stored = files.read(&self.name, tensor, wanted)?;
+        files.forget(tensor);
+        let target = Target { dtype, device, scheme: self.scheme.as_deref() };
+        reader::settle(&stored, &self.canonical, self.change, &target)?.to_device(device)
     }
 }

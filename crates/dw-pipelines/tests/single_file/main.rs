@@ -110,7 +110,7 @@ fn weights(files: &ModelFiles, folder: &str, dtype: DType) -> Weights {
     let WeightFiles::Part(part) = files.weights(folder, None).expect("the component is there") else {
         panic!("`{folder}` does not come from the file")
     };
-    Weights::from_checkpoint(&part, dtype, &Device::Cpu, &mut |_| Ok(())).expect("a readable file")
+    Weights::from_checkpoint(&part, dtype, &Device::Cpu, None, &mut |_| Ok(())).expect("a readable file")
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -276,6 +276,7 @@ fn replacement(class: &str, source: ModelSource) -> ComponentChoice {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     }])
 }
 

@@ -161,9 +161,7 @@ fn memory(runs: &[Run]) -> String {
         let sizes = runs.iter().filter(|run| run.cold == cold).filter_map(of);
         sizes.max().map_or_else(|| "-".into(), bytes)
     };
-    let kind = |cold: bool| {
-        format!("{} (planned {})", largest(cold, |run| run.peak), largest(cold, |run| run.planned))
-    };
+    let kind = |cold: bool| format!("{} (planned {})", largest(cold, |run| run.peak), largest(cold, |run| run.planned));
     format!("peak memory: cold {}, warm {}\n", kind(true), kind(false))
 }
 
@@ -281,10 +279,7 @@ mod tests {
 
     #[test]
     fn the_largest_peaks_stand_in_a_line() {
-        assert_eq!(
-            memory(&[run(true, 5.0, &[])]),
-            "peak memory: cold 2.0 MB (planned -), warm - (planned -)\n"
-        );
+        assert_eq!(memory(&[run(true, 5.0, &[])]), "peak memory: cold 2.0 MB (planned -), warm - (planned -)\n");
     }
 
     #[test]

@@ -118,10 +118,7 @@ impl View for TerminalView {
             Event::StageFinished { stage, .. } => self.busy(after(stage)),
             Event::Warning { message } => self.bar.println(text::warning(message)),
             Event::StepFinished { step, seconds, .. } => self.step_done(step, *seconds, record),
-            Event::RunStarted { .. }
-            | Event::Reused { .. }
-            | Event::MemoryUsed { .. }
-            | Event::FileWritten { .. } => {}
+            Event::RunStarted { .. } | Event::Reused { .. } | Event::MemoryUsed { .. } | Event::FileWritten { .. } => {}
         }
     }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::{
     Result,
     hub::WeightFiles,
+    quant::Scheme,
     request::{CallSize, TilingRequest},
     weights::{Paging, paging::group_key},
 };
@@ -60,13 +61,13 @@ impl Need {
     /// What a component with these weights and this `config.json` needs in a call of this size.
     pub(crate) fn new(
         name: &str,
-        files: &WeightFiles,
+        (files, scheme): (&WeightFiles, Option<&Scheme>),
         config: &Value,
         (dtype, device): (DType, &Device),
         call: &Call,
     ) -> Result<Self> {
         let mut layers = BTreeMap::new();
-        for listed in files.list()? {
+        for listed in files.list(scheme)? {
             let layer = listed.name.rsplit_once('.').map_or("", |(layer, _)| layer);
             *layers.entry(layer.to_owned()).or_insert(0) += listed.bytes(dtype, device.is_cpu());
         }
@@ -204,7 +205,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_call_without_a_size_has_that_of_the_model() {
-        let (unet, vae) = (json!({"sample_size": 128}), json!({"block_out_channels": [1, 2, 3, 4], "sample_size": 1024}));
+        let (unet, vae) =
+            (json!({"sample_size": 128}), json!({"block_out_channels": [1, 2, 3, 4], "sample_size": 1024}));
         let call = Call::new(CallSize::default(), None, &unet, &vae);
         assert_eq!((call.height, call.width, call.rows, call.tile), (1024, 1024, 2, 1024));
         let asked = CallSize { width: Some(512), pictures: 3, is_guided: false, ..CallSize::default() };
@@ -216,9 +218,8 @@ pub(super) mod tests {
     fn activations_grow_with_the_picture_and_the_batch() {
         let config = json!({"block_out_channels": [320, 640]});
         let vae = json!({"block_out_channels": [128, 256, 512, 512], "sample_size": 512});
-        let call = |pictures| {
-            Call::new(CallSize { pictures, ..CallSize::default() }, None, &json!({"sample_size": 64}), &vae)
-        };
+        let call =
+            |pictures| Call::new(CallSize { pictures, ..CallSize::default() }, None, &json!({"sample_size": 64}), &vae);
         let of = |pictures, size| activations(DENOISE, &config, &call(pictures), size);
         assert_eq!(of(1, (1024, 1024)), 4 * of(1, (512, 512)));
         assert_eq!(of(2, (512, 512)), 2 * of(1, (512, 512)));

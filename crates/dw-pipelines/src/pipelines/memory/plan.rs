@@ -90,7 +90,9 @@ pub(crate) fn refuse_if_too_large(plan: &FitPlan, request: &MemoryRequest) -> Re
     };
     let remedy = match plan.remedies() {
         Some(settings) => format!("add {settings} to `configuration`"),
-        None => "no setting of dw makes it fit; use a smaller picture, a smaller `torch_dtype`, or a quantized model".into(),
+        None => {
+            "no setting of dw makes it fit; use a smaller picture, a smaller `torch_dtype`, or a quantized model".into()
+        }
     };
     Err(Error::Unsupported(format!(
         "the pipeline needs about {} of memory on `{}` in the stage `{}`, and {} can be used; {remedy} (`--ignore-fit` \
@@ -206,11 +208,7 @@ mod tests {
 
     /// A text encoder of 2 GB, a UNet of 8 GB in eight blocks, and an autoencoder of 1 GB that needs 6 GB to decode.
     fn needs() -> Vec<Need> {
-        vec![
-            need("text_encoder", &[GB, GB], GB / 10),
-            need("unet", &[GB; 8], 2 * GB),
-            need("vae", &[GB], 6 * GB),
-        ]
+        vec![need("text_encoder", &[GB, GB], GB / 10), need("unet", &[GB; 8], 2 * GB), need("vae", &[GB], 6 * GB)]
     }
 
     fn fit<'a>(request: &'a MemoryRequest, needs: &'a [Need], free: u64) -> Fit<'a> {

@@ -11,7 +11,8 @@ const LAYER: u64 = 2 * 2 * 4;
 /// A file of `blocks.N.linear.weight`, each the unit matrix times N + 1.
 fn file(blocks: usize) -> &'static [u8] {
     let tensors = (0..blocks).map(|at| {
-        let tensor = Tensor::eye(2, DType::F32, &Device::Cpu).and_then(|x| x * (at + 1) as f64).expect("a small tensor");
+        let tensor =
+            Tensor::eye(2, DType::F32, &Device::Cpu).and_then(|x| x * (at + 1) as f64).expect("a small tensor");
         (format!("blocks.{at}.linear.weight"), tensor)
     });
     safetensors::serialize(tensors, None).expect("the tensors are whole").leak()
@@ -29,7 +30,7 @@ impl Model {
 
     fn resting(blocks: usize, paging: Paging, rest: Rest, (stage, occupancy): (&str, &Arc<Occupancy>)) -> Self {
         let pager = Pager::new(paging, rest, stage, occupancy);
-        let placement = Placement { dtype: DType::F32, device: &Device::Cpu, pager: Arc::clone(&pager) };
+        let placement = Placement { dtype: DType::F32, device: &Device::Cpu, pager: Arc::clone(&pager), scheme: None };
         let weights = Weights::open_bytes(file(blocks), "a test", placement).expect("the file is valid");
         let layer = |at| weights.pp("blocks").pp(at).pp("linear").linear(2, 2, false);
         let layers = (0..blocks).map(layer).collect::<Result<Vec<_>>>().expect("the shapes fit");
@@ -161,7 +162,7 @@ fn blocks_are_found_behind_the_names_that_wrap_a_model() {
 #[test]
 fn a_missing_tensor_is_found_when_the_model_is_made() {
     let pager = Pager::new(Paging::Layers, Rest::File, "denoise", &Arc::default());
-    let placement = Placement { dtype: DType::F32, device: &Device::Cpu, pager };
+    let placement = Placement { dtype: DType::F32, device: &Device::Cpu, pager, scheme: None };
     let weights = Weights::open_bytes(file(1), "some/model.safetensors", placement).expect("the file is valid");
     let missing = weights.pp("blocks.1.linear").linear(2, 2, false).expect_err("there is one block").to_string();
     assert!(missing.contains("`blocks.1.linear.weight`") && missing.contains("some/model.safetensors"), "{missing}");

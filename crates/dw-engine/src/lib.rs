@@ -10,7 +10,7 @@ mod engine;
 mod error;
 mod fetch;
 mod media;
-mod memory;
+mod placement;
 mod pipelines;
 mod preview;
 mod run;

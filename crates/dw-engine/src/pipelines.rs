@@ -31,7 +31,7 @@ use serde_json::Value;
 use crate::{
     engine::Engine,
     error::EngineError,
-    memory,
+    placement,
     run::{Scope, Session, StepEvents, failed, pipeline_failed, stage},
 };
 
@@ -251,7 +251,7 @@ pub(crate) fn request(description: &PipelineStep, base_dir: &Path, engine: &Engi
         textual_inversions: description.textual_inversions.iter().map(|spec| learned(spec, base_dir)).collect(),
         prompt_weighting: description.configuration.prompt_weighting.unwrap_or(false),
         ip_adapters: description.ip_adapters.iter().map(|spec| ip_adapter(spec, base_dir)).collect::<Result<_>>()?,
-        memory: memory::request(&description.configuration, &description.arguments, engine.config.ignore_fit)?,
+        memory: placement::request(&description.configuration, &description.arguments, engine.config.ignore_fit)?,
     })
 }
 

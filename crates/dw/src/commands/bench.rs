@@ -128,10 +128,12 @@ fn random_workflow(class: &str, configuration: Option<&str>) -> Result<Source, C
         .map_err(|error| CliError::Usage(format!("`--configuration` is not a JSON object: {error}")))?;
     let mut configuration = json!({ "component_type": class });
     configuration.as_object_mut().into_iter().for_each(|known| known.extend(asked.clone()));
+    // Their type is that of their values, so they need some.
+    let side = if class == "StableDiffusionPipeline" { 512 } else { 1024 };
     let workflow = json!({
         "id": "random-weights",
         "variables": {
-            "prompt": "a house on a hill", "height": null, "width": null, "num_inference_steps": 4,
+            "prompt": "a house on a hill", "height": side, "width": side, "num_inference_steps": 4,
             "guidance_scale": 5.0, "torch_dtype": "torch.float32",
         },
         "seed": 0,

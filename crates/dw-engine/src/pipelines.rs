@@ -23,7 +23,9 @@ use dw_pipelines::{
 use serde_json::Value;
 
 use crate::{
+    Previews,
     error::EngineError,
+    latent_preview::Viewer,
     run::{Scope, Session, StepEvents, failed, pipeline_failed, stage},
 };
 
@@ -55,15 +57,27 @@ pub(crate) struct PipelineCall {
 }
 
 impl LoadedPipelines {
-    /// One call.
-    pub(crate) fn run(&mut self, call: &mut PipelineCall, arguments: &Arguments, context: Context) -> Result<Entry> {
+    /// One call, with looks at the pictures while they are made.
+    pub(crate) fn run(
+        &mut self,
+        call: &mut PipelineCall,
+        arguments: &Arguments,
+        context: Context,
+        previews: Option<&Previews>,
+    ) -> Result<Entry> {
         let loaded = self.0.get_mut(&call.pipeline).ok_or_else(|| {
             Error::Unsupported(format!(
                 "the pipeline of step `{}` was released before; remove its `release_pipeline`",
                 call.pipeline
             ))
         })?;
-        loaded.pipeline.run(arguments, &mut call.generators, context)
+        let generators = &mut call.generators;
+        let viewer = previews
+            .zip(loaded.pipeline.latent_format())
+            .and_then(|(previews, format)| Viewer::new(previews, format, context.events));
+        let Some(viewer) = viewer else { return loaded.pipeline.run(arguments, generators, context) };
+        let context = Context { events: &viewer, ..context };
+        loaded.pipeline.run_observed(arguments, generators, context, &mut |step, latents| viewer.look(step, latents))
     }
 
     /// Unloads the pipeline of a step, and its components from the cache.
@@ -92,6 +106,9 @@ impl Scope<'_> {
         self.pipelines.0.remove(&step.name);
         let pipeline = Pipeline::load(&request, &session.engine.hub, &mut session.engine.cache, context)
             .map_err(|error| pipeline_failed(label, "", error))?;
+        for component in pipeline.components() {
+            session.engine.cache.own(&component.key, &component.name, &session.planned.fingerprint);
+        }
         dw_core::event::EventSink::emit(&events, stage("load", started));
         share(&pipeline, description, session).map_err(|message| failed(label, "", message))?;
         let wants_generator = !description.configuration.no_generator.unwrap_or(false);

@@ -24,7 +24,7 @@ use dw_tasks::{TaskContext, TaskOutput};
 use serde_json::{Map, Value};
 
 use crate::{
-    engine::{Engine, PlannedRun, Summary, setup},
+    engine::{Engine, PlannedRun, Previews, Summary, setup},
     error::EngineError,
     fetch::fetch,
     media::Media,
@@ -38,6 +38,7 @@ pub(crate) fn run(
     planned: &PlannedRun,
     events: &dyn EventSink,
     cancel: &CancellationToken,
+    previews: Option<&Previews>,
 ) -> Result<Summary, EngineError> {
     let started = Instant::now();
     let writer = Writer::new(&planned.request.output_dir).map_err(setup)?;
@@ -52,7 +53,7 @@ pub(crate) fn run(
         random_seed,
     });
     let document = with_seed(&planned.document, &seed);
-    let mut session = Session { engine, planned, document, events, cancel, writer, files: Vec::new() };
+    let mut session = Session { engine, planned, document, events, cancel, previews, writer, files: Vec::new() };
     let mut scope = Scope::new(&planned.plan, seed.clone(), BTreeMap::new(), String::new());
     let outcome = scope.run(&mut session);
     let files = std::mem::take(&mut session.files);
@@ -84,6 +85,7 @@ pub(crate) struct Session<'a> {
     document: Value,
     pub(crate) events: &'a dyn EventSink,
     pub(crate) cancel: &'a CancellationToken,
+    pub(crate) previews: Option<&'a Previews<'a>>,
     pub(crate) writer: Writer,
     pub(crate) files: Vec<PathBuf>,
 }
@@ -237,7 +239,7 @@ impl<'s> StepRunner<'s> {
             Action::Pipeline(_) | Action::Reference(_) => {
                 let call = self.call.as_mut().expect("set up in `new` for pipeline steps");
                 let context = Context { events: &events, cancel: session.cancel };
-                let entry = scope.pipelines.run(call, arguments, context);
+                let entry = scope.pipelines.run(call, arguments, context, session.previews);
                 entry.map(|entry| vec![entry]).map_err(|error| pipeline_failed(&self.label, place, error))
             }
             Action::Task(task) => {

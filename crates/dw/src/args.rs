@@ -106,6 +106,9 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Run workflows for another process, which starts this one (docs/worker-protocol.md)
+    #[command(hide = true)]
+    Worker(WorkerArgs),
 }
 
 /// How a run computes, shared by `run`, `rerun`, `repl` and `bench`.
@@ -300,6 +303,14 @@ pub(crate) struct BenchArgs {
 pub(crate) struct CompletionsArgs {
     /// The shell
     pub(crate) shell: Shell,
+}
+
+/// `dw worker`.
+#[derive(Args, Debug)]
+pub(crate) struct WorkerArgs {
+    /// The local socket that the other process listens on; it writes the secret to standard input
+    #[arg(long, value_name = "NAME")]
+    pub(crate) connect: String,
 }
 
 /// `N` or `N,N,N`, each between the smallest signed and the largest unsigned 64-bit number.

@@ -9,6 +9,7 @@ mod rerun;
 mod run;
 mod schema;
 mod validate;
+mod worker;
 
 use dw_engine::Engine;
 
@@ -34,5 +35,6 @@ pub(crate) fn dispatch(command: Command, session: &Session) -> Result<Exit, CliE
         Command::Rerun(args) => rerun::rerun(&args, session),
         Command::Bench(args) => bench::bench(&args, session),
         Command::Completions(args) => completions::completions(&args),
+        Command::Worker(args) => worker::worker(&args),
     }
 }

@@ -116,10 +116,14 @@ fn values(takes: Takes, arguments: &[Word], partial: &str, known: &Known) -> Vec
 
 /// Files end a word; folders go on, inside the quotes they may need.
 fn files(paths: &[String]) -> Vec<Candidate> {
-    let candidate = |path: &String| match path.ends_with(is_separator) && quote(path) != *path {
-        true => Candidate { display: path.clone(), replacement: format!("\"{}", escape(path)) },
-        false if path.ends_with(is_separator) => Candidate::open(path),
-        false => Candidate::word(path),
+    let candidate = |path: &String| {
+        if !path.ends_with(is_separator) {
+            Candidate::word(path)
+        } else if quote(path) == *path {
+            Candidate::open(path)
+        } else {
+            Candidate { display: path.clone(), replacement: format!("\"{}", escape(path)) }
+        }
     };
     paths.iter().map(candidate).collect()
 }

@@ -355,6 +355,7 @@ fn applied(repl: &mut Repl<'_>, setting: &Setting) -> Result<Reply, Failure> {
     let value = setting.value(&repl.config);
     let mut text = String::new();
     if setting.name == "log_level" {
+        crate::logging::set_level(&value).map_err(Failure::usage)?;
         text += &format!("Log level set to {value}\n");
     }
     text += &format!("Set {}={value}\n", setting.name);

@@ -29,9 +29,11 @@ mod tests;
 use std::path::PathBuf;
 
 use dw_engine::{
-    Engine, EngineConfig,
+    EngineConfig,
     worker::{Supervisor, WorkerLaunch},
 };
+
+use serde_json::Value;
 
 use crate::{
     args::ReplArgs,
@@ -48,7 +50,7 @@ use interrupts::Interrupts;
 use lines::{Input, Lines};
 use parse::Word;
 use reply::{Failure, Reply};
-use state::State;
+use state::{Loaded, State};
 use worker::Worker;
 
 const PROMPT: &str = "dw> ";
@@ -252,23 +254,21 @@ impl Repl<'_> {
 
     /// What completion and help may offer now.
     fn known(&self) -> Known {
-        let mut choices = match &self.state.workflow {
-            Some(loaded) => values::choices(&loaded.document, &Engine::catalog()),
-            None => Default::default(),
-        };
-        let variables = self.state.workflow.iter().flat_map(|loaded| loaded.variables());
         Known {
-            variables: variables
-                .map(|(name, default)| Variable {
-                    name: name.clone(),
-                    current: arguments::shown(self.state.arguments.get(name).unwrap_or(default)),
-                    values: choices.remove(name).unwrap_or_default(),
-                })
-                .collect(),
+            variables: self.state.workflow.as_ref().map(|loaded| self.variables(loaded)).unwrap_or_default(),
             settings: SETTINGS.iter().map(|setting| setting.value(&self.config)).collect(),
             workflow_dir: self.config.workflow_dir.clone(),
             last_seed: self.state.last_seed.as_ref().map(text::seed),
         }
+    }
+
+    fn variables(&self, loaded: &Loaded) -> Vec<Variable> {
+        let variable = |(name, default): (&String, &Value)| Variable {
+            name: name.clone(),
+            current: arguments::shown(self.state.arguments.get(name).unwrap_or(default)),
+            values: loaded.choices.get(name).cloned().unwrap_or_default(),
+        };
+        loaded.variables().iter().map(variable).collect()
     }
 }
 

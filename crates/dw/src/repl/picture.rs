@@ -13,7 +13,7 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use console::Term;
-use icy_sixel::SixelImage;
+use icy_sixel::{DiffusionMethod, MethodForLargest, MethodForRep, PixelFormat, Quality};
 use image::{DynamicImage, GenericImageView, ImageFormat, imageops::FilterType};
 
 use super::config::PreviewChoice;
@@ -118,10 +118,7 @@ fn columns((width, height): (u32, u32), (rows, columns): (u16, u16), widest: u32
 fn sequence(protocol: Protocol, picture: &DynamicImage, columns: u32) -> Result<String, String> {
     let (width, height) = picture.dimensions();
     let widest = columns * COLUMN_PIXELS;
-    let scaled = || match width > widest {
-        true => picture.resize(widest, height, FilterType::Triangle),
-        false => picture.clone(),
-    };
+    let scaled = || if width > widest { picture.resize(widest, height, FilterType::Triangle) } else { picture.clone() };
     Ok(match protocol {
         Protocol::Kitty => kitty(&BASE64_STANDARD.encode(png(&scaled())?), columns),
         Protocol::Iterm => {
@@ -129,12 +126,7 @@ fn sequence(protocol: Protocol, picture: &DynamicImage, columns: u32) -> Result<
             let text = BASE64_STANDARD.encode(&file);
             format!("\x1b]1337;File=inline=1;size={};width={columns};preserveAspectRatio=1:{text}\x07\n", file.len())
         }
-        Protocol::Sixel => {
-            let pixels = scaled().to_rgba8();
-            let (width, height) = (pixels.width() as usize, pixels.height() as usize);
-            let sixels = SixelImage::try_from_rgba(pixels.into_raw(), width, height);
-            sixels.and_then(|sixels| sixels.encode()).map_err(|error| error.to_string())? + "\n"
-        }
+        Protocol::Sixel => sixels(&scaled())?,
         Protocol::Blocks => blocks(picture, columns),
     })
 }
@@ -155,6 +147,22 @@ fn kitty(base64: &str, columns: u32) -> String {
         let _ = write!(text, "\x1b_G{keys}m={};{piece}\x1b\\", u8::from(index + 1 < pieces));
     }
     text + "\n"
+}
+
+fn sixels(picture: &DynamicImage) -> Result<String, String> {
+    let pixels = picture.to_rgb8();
+    let (width, height) = (pixels.width() as i32, pixels.height() as i32);
+    let encoded = icy_sixel::sixel_string(
+        pixels.as_raw(),
+        width,
+        height,
+        PixelFormat::RGB888,
+        DiffusionMethod::Auto,
+        MethodForLargest::Auto,
+        MethodForRep::Auto,
+        Quality::HIGH,
+    );
+    encoded.map(|text| text + "\n").map_err(|error| format!("{error:?}"))
 }
 
 /// A picture of half cells.

@@ -89,8 +89,8 @@ pub(super) fn run(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> {
 fn follow_file(repl: &mut Repl<'_>, reply: Reply) -> Result<Reply, Failure> {
     let loaded = repl.state.loaded()?;
     // A file that cannot be read is told of by the check that follows.
-    let unchanged = Document::load(&loaded.path).map_or(true, |document| document.sha256 == loaded.sha256);
-    if unchanged {
+    let changed = Document::load(&loaded.path).is_ok_and(|document| document.sha256 != loaded.sha256);
+    if !changed {
         return Ok(reply);
     }
     let (new, warnings) = Loaded::read(&loaded.path).map_err(|found| invalid(loaded, &found))?;

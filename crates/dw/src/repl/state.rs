@@ -1,11 +1,16 @@
 //! What the loop remembers from command to command: the workflow, the values set for it, the seed, and
 //! what was written.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use dw_core::{document::Document, finding::Finding, seed::Seed};
-use dw_engine::{RunRequest, Source};
+use dw_engine::{Engine, RunRequest, Source};
 use serde_json::{Map, Value};
+
+use super::{reply::Failure, values};
 
 /// What is remembered.
 #[derive(Debug, Default)]
@@ -35,6 +40,8 @@ pub(super) struct Loaded {
     pub(super) document: Value,
     /// The fingerprint of its bytes.
     pub(super) sha256: String,
+    /// The values that its variables can have, where they can be listed.
+    pub(super) choices: BTreeMap<String, Vec<String>>,
 }
 
 impl Loaded {
@@ -50,7 +57,8 @@ impl Loaded {
         }
         let id = document.value["id"].as_str().unwrap_or_default().to_owned();
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Ok((Self { path, id, document: document.value, sha256: document.sha256 }, found))
+        let choices = values::choices(&document.value, &Engine::catalog());
+        Ok((Self { path, id, document: document.value, sha256: document.sha256, choices }, found))
     }
 
     /// Its variables with their defaults, in the order of the file.
@@ -78,9 +86,9 @@ pub(super) fn is_error(finding: &Finding) -> bool {
 
 impl State {
     /// The current workflow, or what to say when there is none.
-    pub(super) fn loaded(&self) -> Result<&Loaded, super::reply::Failure> {
+    pub(super) fn loaded(&self) -> Result<&Loaded, Failure> {
         self.workflow
             .as_ref()
-            .ok_or_else(|| super::reply::Failure::usage("Error: No workflow loaded. Use 'workflow load' command first"))
+            .ok_or_else(|| Failure::usage("Error: No workflow loaded. Use 'workflow load' command first"))
     }
 }

@@ -1,7 +1,12 @@
 //! Every command and message of the loop, with a stand-in for the worker. What the real worker does is
 //! told by the tests of the program (`tests/repl`).
 
-use std::{cell::RefCell, collections::VecDeque, path::Path, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, VecDeque},
+    path::Path,
+    rc::Rc,
+};
 
 use dw_core::{event::Event, seed::Seed};
 use dw_engine::{
@@ -53,7 +58,7 @@ fn report(run_count: u64) -> MemoryReport {
             name: "unet".into(),
             class: "UNet2DConditionModel".into(),
             bytes: 1_500_000,
-            workflows: Default::default(),
+            workflows: BTreeSet::new(),
         }],
         run_count,
         ..MemoryReport::default()

@@ -36,7 +36,7 @@ struct ColorMap {
 }
 
 /// Least-squares fits of small pictures to latents. Those of Stable Diffusion and Flux are the ones that ComfyUI
-/// publishes (comfy/latent_formats.py), the last one was fitted to pictures of the built-in model.
+/// publishes (comfy/latent_formats.py), the last one was fitted to 120 training pictures of the built-in model.
 const COLOR_MAPS: &[ColorMap] = &[
     // Stable Diffusion 1 and 2.
     ColorMap {
@@ -105,6 +105,17 @@ const COLOR_MAPS: &[ColorMap] = &[
             [-0.1262, -0.0982, -0.0778],
         ],
         bias: [-0.0329, -0.0718, -0.0851],
+    },
+    // `builtin:landscapes`.
+    ColorMap {
+        scaling_factor: 0.5638,
+        factors: &[
+            [-1.1356, 0.6387, 0.3692],
+            [-0.1948, -0.1176, -1.5059],
+            [-0.0441, 0.4428, -0.0839],
+            [-0.4972, 0.4116, 1.8738],
+        ],
+        bias: [0.0955, -0.0834, -0.0751],
     },
 ];
 

@@ -20,7 +20,7 @@ use interprocess::local_socket::{Listener, Stream, prelude::*};
 
 use super::{
     CrashReport,
-    frame::{self, FrameError},
+    frame::{self, FrameError, MessageError},
     liveness::Liveness,
     protocol::{Answer, Command, PROTOCOL_VERSION},
     socket::{self, Connection},
@@ -41,6 +41,9 @@ const TERMINATE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a worker whose connection has ended may take to be gone.
 const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the threads that listen to a worker may take to notice that it has ended.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long [`Process::next`] waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -68,6 +71,7 @@ pub(super) struct Process {
     device: String,
     connection: Connection,
     answers: Receiver<Result<Answer, Loss>>,
+    answer_reader: JoinHandle<()>,
     /// How many messages have come, heartbeats included.
     signs: Arc<AtomicU64>,
     liveness: Liveness,
@@ -103,10 +107,12 @@ impl Process {
         // From here on nobody else can come, and the name is free.
         drop(listener);
         let signs = Arc::new(AtomicU64::new(0));
+        let (answers, answer_reader) = read_answers(&connection, &signs);
         let mut process = Self {
             body,
             device: String::new(),
-            answers: read_answers(&connection, &signs),
+            answers,
+            answer_reader,
             connection,
             liveness: Liveness::new(launch.silence_limit, Instant::now(), 0),
             signs,
@@ -197,10 +203,10 @@ impl Process {
     /// Ends the worker: asks it, then has it terminated, then killed.
     pub(super) fn shut_down(&mut self) {
         let asked = self.send(&Command::Shutdown).is_ok();
-        if !(asked && self.body.has_ended_within(SHUTDOWN_LIMIT)) {
-            terminate(&self.body.child);
-            self.body.has_ended_within(TERMINATE_LIMIT);
+        if asked {
+            self.body.has_ended_within(SHUTDOWN_LIMIT);
         }
+        self.body.terminate();
         self.bury(None);
     }
 
@@ -212,6 +218,8 @@ impl Process {
     /// Kills what is left of the worker, and removes the files that it had not finished.
     pub(super) fn bury(&mut self, message: Option<String>) -> CrashReport {
         let report = self.body.end(message);
+        // With the worker's end of the connection gone, ours has nothing to wait for.
+        wait_until(LAST_WORDS_LIMIT, || self.answer_reader.is_finished());
         for folder in &self.output_dirs {
             // A folder that cannot be listed holds nothing that we could remove.
             let _ = dw_core::output::remove_unfinished(folder, self.id());
@@ -272,6 +280,20 @@ impl Body {
         wait_until(limit, || self.status().is_some())
     }
 
+    /// Tells it to end and gives it time to. Windows has no such request.
+    fn terminate(&mut self) {
+        // Once its status is taken, its number may be another's.
+        #[cfg(unix)]
+        if self.status().is_none()
+            && let Ok(id) = i32::try_from(self.child.id())
+        {
+            use nix::{sys::signal, unistd::Pid};
+            // Fails when it has ended in this moment.
+            let _ = signal::kill(Pid::from_raw(id), signal::Signal::SIGTERM);
+            self.has_ended_within(TERMINATE_LIMIT);
+        }
+    }
+
     /// Kills it when it lives, takes its exit status so that no zombie stays, and tells how it ended.
     fn end(&mut self, message: Option<String>) -> CrashReport {
         if self.status().is_none() {
@@ -280,7 +302,7 @@ impl Body {
             self.status = self.child.wait().ok();
         }
         // Its last words may still be on the way; a child of its own could hold the pipe open for ever.
-        wait_until(Duration::from_millis(500), || self.log_reader.is_finished());
+        wait_until(LAST_WORDS_LIMIT, || self.log_reader.is_finished());
         let lines = self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
         CrashReport::new(self.status, message, lines)
     }
@@ -318,19 +340,6 @@ fn keep_from_terminal(program: &mut Program) {
     const CREATE_NEW_PROCESS_GROUP: u32 = 0x200;
     std::os::windows::process::CommandExt::creation_flags(program, CREATE_NEW_PROCESS_GROUP);
 }
-
-/// Tells a process to end. Windows has no such request; there the process is killed when its time is over.
-#[cfg(unix)]
-fn terminate(child: &Child) {
-    use nix::{sys::signal, unistd::Pid};
-    if let Ok(id) = i32::try_from(child.id()) {
-        // Fails when it has ended in this moment; its number is not given to another before we have waited for it.
-        let _ = signal::kill(Pid::from_raw(id), signal::Signal::SIGTERM);
-    }
-}
-
-#[cfg(not(unix))]
-fn terminate(_: &Child) {}
 
 /// Why a worker did not come.
 enum Early {
@@ -379,10 +388,10 @@ fn greet(stream: Stream, secret: &str) -> Result<Option<Connection>, String> {
 }
 
 /// Reads answers on a thread of its own, so that a worker never has to wait for us. Heartbeats are only counted.
-fn read_answers(connection: &Connection, signs: &Arc<AtomicU64>) -> Receiver<Result<Answer, Loss>> {
+fn read_answers(connection: &Connection, signs: &Arc<AtomicU64>) -> (Receiver<Result<Answer, Loss>>, JoinHandle<()>) {
     let (sender, receiver) = mpsc::channel();
     let (connection, signs) = (Arc::clone(connection), Arc::clone(signs));
-    thread::spawn(move || {
+    let reader = thread::spawn(move || {
         loop {
             let answer = next_answer(&connection);
             signs.fetch_add(1, Ordering::Relaxed);
@@ -392,16 +401,22 @@ fn read_answers(connection: &Connection, signs: &Arc<AtomicU64>) -> Receiver<Res
             }
         }
     });
-    receiver
+    (receiver, reader)
 }
 
+/// The next answer. Messages of a type that is not known are a newer worker's and are passed over.
 fn next_answer(connection: &Connection) -> Result<Answer, Loss> {
-    let nonsense = |error: FrameError| match error {
+    let loss = |error: FrameError| match error {
         FrameError::Io(_) | FrameError::Truncated { .. } => Loss::Gone,
         other => Loss::Nonsense(other.to_string()),
     };
-    let body = frame::read(&mut &**connection).map_err(nonsense)?.ok_or(Loss::Gone)?;
-    frame::decode(&body).map_err(nonsense)
+    loop {
+        let body = frame::read(&mut &**connection).map_err(loss)?.ok_or(Loss::Gone)?;
+        match frame::decode(&body) {
+            Err(FrameError::Message(MessageError::UnknownType(_))) => {}
+            decoded => return decoded.map_err(loss),
+        }
+    }
 }
 
 /// Reads to the end and keeps the last lines.

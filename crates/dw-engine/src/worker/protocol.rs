@@ -212,3 +212,6 @@ pub(crate) mod base64_text {
         BASE64_STANDARD.decode(text).map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests;

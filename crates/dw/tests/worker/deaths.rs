@@ -56,6 +56,13 @@ fn pictures(home: &Home) -> Job {
     }))
 }
 
+/// A run that takes far longer than a signal.
+fn endless(home: &Home) -> Job {
+    home.job(&home.landscape("a.json", |workflow| {
+        workflow["steps"][0]["pipeline"]["arguments"]["num_inference_steps"] = json!(900);
+    }))
+}
+
 /// Kills the worker when `is_moment` says so for the first time.
 fn killed_at(is_moment: impl Fn(&Event) -> bool) {
     let home = Home::new();
@@ -167,7 +174,7 @@ fn killed_during_its_shutdown() {
 fn each_signal_is_named_and_comes_with_the_last_log_lines() {
     let home = Home::new();
     let mut supervisor = home.supervisor();
-    let job = pictures(&home);
+    let job = endless(&home);
     for (name, number) in [("SEGV", 11), ("ABRT", 6), ("TERM", 15), ("ILL", 4)] {
         supervisor.start().expect("started");
         let worker = supervisor.process_id().expect("a worker");
@@ -189,10 +196,9 @@ fn a_worker_whose_heart_has_stopped_is_found_and_killed() {
     let mut launch = home.launch();
     launch.silence_limit = Duration::from_secs(3);
     let mut supervisor = Supervisor::new(launch);
-    let job = pictures(&home);
     supervisor.start().expect("started");
     let worker = supervisor.process_id().expect("a worker");
-    let run = Run::watched(&mut supervisor, &job, |update, _| {
+    let run = Run::watched(&mut supervisor, &endless(&home), |update, _| {
         if matches!(update, Update::Event(Event::DenoiseStep { done: 1, .. })) {
             signal(worker, "STOP");
         }
@@ -201,7 +207,7 @@ fn a_worker_whose_heart_has_stopped_is_found_and_killed() {
         Err(WorkerError::Hung { silence, .. }) => assert_eq!(silence, Duration::from_secs(3)),
         other => panic!("{other:?}"),
     }
-    recovers(&home, &mut supervisor, worker, &job);
+    recovers(&home, &mut supervisor, worker, &pictures(&home));
 }
 
 #[test]

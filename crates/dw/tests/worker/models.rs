@@ -86,13 +86,13 @@ fn a_change_in_a_sub_workflow_is_a_change_of_the_workflow() {
 fn beyond_the_budget_the_model_that_was_used_last_stays() {
     let home = Home::new();
     let mut launch = home.launch();
-    // The built-in model has about 12 MB.
-    launch.cache_budget = Some(16_000_000);
+    // The built-in model takes about 24 MB as float32.
+    launch.cache_budget = Some(30_000_000);
     let mut supervisor = Supervisor::new(launch);
     let (a, b) = (home.landscape("a.json", |_| {}), home.landscape("b.json", set_model_to_folder));
     for workflow in [&a, &b] {
         let run = Run::of(&mut supervisor, &home.job(workflow));
-        assert!(run.succeeds().memory.allocated <= 16_000_000 && run.loaded().contains(&"unet"));
+        assert!(run.succeeds().memory.allocated <= 30_000_000 && run.loaded().contains(&"unet"));
     }
     reuses_everything(&Run::of(&mut supervisor, &home.job(&b)));
     assert!(Run::of(&mut supervisor, &home.job(&a)).loaded().contains(&"unet"));

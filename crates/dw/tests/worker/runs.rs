@@ -131,10 +131,11 @@ fn events_arrive_in_order_and_the_memory_comes_last() {
     let mut supervisor = home.supervisor();
     let run = Run::of(&mut supervisor, &home.job(&home.landscape("a.json", |_| {})));
     run.succeeds();
-    let steps: Vec<_> = run.events().filter_map(|event| match event {
+    let steps = run.events().filter_map(|event| match event {
         Event::DenoiseStep { done, of } => Some((*done, *of)),
         _ => None,
     });
+    let steps: Vec<_> = steps.collect();
     assert_eq!(steps, [(1, 3), (2, 3), (3, 3)]);
     assert!(matches!(run.events().next(), Some(Event::RunStarted { .. })));
     assert!(matches!(run.updates.last(), Some(Update::Memory(_))));
@@ -190,7 +191,7 @@ fn a_thousand_runs_leave_the_memory_as_it_was() {
     });
     // A picture now and then: the models stay, and what they compute with has to go.
     let jobs = [home.job(&code(&home, "x")), home.job(&picture)];
-    let mut run = |supervisor: &mut Supervisor, number: usize| {
+    let run = |supervisor: &mut Supervisor, number: usize| {
         Run::of(supervisor, &jobs[usize::from(number % 20 == 0)]).succeeds();
     };
     (0..200).for_each(|number| run(&mut supervisor, number));

@@ -92,7 +92,7 @@ impl Client {
 fn execute(home: &Home, steps: usize) -> Value {
     let mut workflow = landscape();
     workflow["steps"][0]["pipeline"]["arguments"]["num_inference_steps"] = json!(steps);
-    let path = home.write("a.json", &workflow);
+    let path = home.write(&format!("{steps}.json"), &workflow);
     json!({ "type": "execute", "workflow_path": path, "arguments": {}, "output_dir": home.path("out"), "log_level": "INFO" })
 }
 
@@ -186,7 +186,7 @@ fn an_orphan_ends_by_itself_whatever_it_was_doing() {
     let home = Home::new();
     let idle = Client::ready(&home);
     let mut busy = Client::ready(&home);
-    busy.send(&execute(&home, 100_000));
+    busy.send(&execute(&home, 900));
     busy.until("event");
     for Client { mut child, stream } in [idle, busy] {
         drop(stream);

@@ -84,6 +84,8 @@ pub(crate) enum ColorChoice {
 pub(crate) enum Command {
     /// Run a workflow and write what it makes
     Run(RunArgs),
+    /// Run workflows from a prompt or a script, with models that stay loaded
+    Repl(ReplArgs),
     /// Check workflows without running them
     Validate(ValidateArgs),
     /// Print the JSON Schema of a workflow, for editors and other tools
@@ -109,7 +111,7 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
 }
 
-/// How a run computes, shared by `run`, `rerun` and `bench`.
+/// How a run computes, shared by `run`, `rerun`, `repl` and `bench`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ComputeArgs {
     /// Seed for the whole run, instead of the workflow's own; N,N,N gives each picture its own
@@ -177,6 +179,31 @@ of all `run_finished` or `run_failed`.
 
 Ctrl-C stops after the current denoising step and keeps the files that are finished; a second Ctrl-C \
 stops at once.";
+
+/// `dw repl`.
+#[derive(Args, Debug)]
+#[command(after_help = REPL_EXAMPLES)]
+pub(crate) struct ReplArgs {
+    /// A workflow to load at once
+    pub(crate) file: Option<PathBuf>,
+    /// Folder for the files; created when missing [default: outputs, or what `config save` kept]
+    #[arg(short, long, visible_alias = "output_dir", value_name = "DIR")]
+    pub(crate) output_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+const REPL_EXAMPLES: &str = "\
+Examples:
+  dw repl
+  dw repl landscape.json
+  dw repl < commands.txt
+
+`help` lists the commands. A worker process keeps the models loaded from run to run; Ctrl-C stops a run \
+after the current denoising step and keeps both, a second Ctrl-C ends the worker.
+
+Without a terminal, each line of standard input is a command, and the exit code is that of the first \
+command that failed.";
 
 /// `dw validate`.
 #[derive(Args, Debug)]
@@ -303,7 +330,7 @@ pub(crate) struct WorkerArgs {
 }
 
 /// `N` or `N,N,N`, each between the smallest signed and the largest unsigned 64-bit number.
-fn parse_seed(text: &str) -> Result<Seed, String> {
+pub(crate) fn parse_seed(text: &str) -> Result<Seed, String> {
     let numbers = text.split(',').map(parse_seed_number).collect::<Result<Vec<_>, _>>()?;
     Ok(match numbers[..] {
         [one] => Seed::One(one),

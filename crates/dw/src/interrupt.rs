@@ -12,12 +12,16 @@ use crate::{
 /// Lets Ctrl-C (and a request to terminate) raise the token. To be called once in the life of the program.
 pub(crate) fn cancels(token: &CancellationToken, reporter: &Arc<Reporter>) -> Result<(), CliError> {
     let (token, reporter) = (token.clone(), Arc::clone(reporter));
-    ctrlc::set_handler(move || {
+    listen(move || {
         if token.is_cancelled() {
             process::exit(Exit::Cancelled as i32);
         }
         token.cancel();
         reporter.say("Stopping after the current step; press Ctrl-C again to stop at once.");
     })
-    .map_err(|error| CliError::Failed(format!("cannot listen for Ctrl-C: {error}")))
+}
+
+/// Calls something on Ctrl-C (and on a request to terminate). To be called once in the life of the program.
+pub(crate) fn listen(mut act: impl FnMut() + Send + 'static) -> Result<(), CliError> {
+    ctrlc::set_handler(move || act()).map_err(|error| CliError::Failed(format!("cannot listen for Ctrl-C: {error}")))
 }

@@ -62,6 +62,11 @@ impl Level {
     }
 }
 
+/// The name of a level, as settings have it.
+pub(crate) fn level_name(level: Level) -> String {
+    level.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
 /// What to log, and where.
 #[derive(Debug)]
 pub(crate) struct LogConfig {

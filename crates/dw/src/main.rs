@@ -10,6 +10,7 @@ mod error;
 mod interrupt;
 mod logging;
 mod render;
+mod repl;
 mod request;
 mod session;
 mod settings;

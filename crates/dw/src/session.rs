@@ -25,6 +25,8 @@ pub(crate) struct Session {
     pub(crate) settings: SettingsFile,
     /// The log file, where one could be opened.
     pub(crate) log_file: Result<Option<PathBuf>, String>,
+    /// How much the command line asks to be logged into the file.
+    pub(crate) log_level: Option<Level>,
     /// Whether only errors are to be said.
     pub(crate) quiet: bool,
     /// Whether log lines go to standard error, where they would break a progress bar.
@@ -40,7 +42,13 @@ impl Session {
         warnings.extend(settings.warnings.iter().cloned());
         let console = console_level(common, &settings);
         let log_file = start_log(common, &settings, console)?;
-        let session = Self { settings, log_file, quiet: common.quiet, logs_to_console: console.is_some() };
+        let session = Self {
+            settings,
+            log_file,
+            log_level: common.log_level,
+            quiet: common.quiet,
+            logs_to_console: console.is_some(),
+        };
         for warning in warnings {
             session.warn(&warning);
         }

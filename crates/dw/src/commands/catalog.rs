@@ -118,7 +118,7 @@ fn description(property: &Value, root: &Value) -> String {
 }
 
 /// The definition that a schema refers to, directly or as one of `allOf`.
-fn referred<'a>(schema: &Value, root: &'a Value) -> Option<&'a Value> {
+pub(crate) fn referred<'a>(schema: &Value, root: &'a Value) -> Option<&'a Value> {
     let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str())?;
     root.pointer(reference.strip_prefix('#')?)
 }

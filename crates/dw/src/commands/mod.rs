@@ -1,7 +1,7 @@
 //! One module for each command.
 
 mod bench;
-mod catalog;
+pub(crate) mod catalog;
 mod completions;
 mod doctor;
 mod inspect;
@@ -16,6 +16,7 @@ use dw_engine::Engine;
 use crate::{
     args::Command,
     error::{CliError, Exit},
+    repl,
     session::Session,
 };
 
@@ -23,6 +24,7 @@ use crate::{
 pub(crate) fn dispatch(command: Command, session: &Session) -> Result<Exit, CliError> {
     match command {
         Command::Run(args) => run::run(&args, session),
+        Command::Repl(args) => repl::repl(&args, session),
         Command::Validate(args) => validate::validate(&args),
         Command::Schema => schema::schema(),
         Command::Pipelines(args) => catalog::show(&args, &catalog::Kind::PIPELINES, &Engine::catalog().pipelines),

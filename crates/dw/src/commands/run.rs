@@ -80,7 +80,7 @@ pub(super) fn execute(
     };
     match result {
         Ok(done) => {
-            talk(summary::finished(&done.workflow, done.seconds, &record));
+            talk(summary::finished(&done.workflow, done.seconds, &record, "--seed"));
             if output.json {
                 Line::RunFinished(&done).print();
             }

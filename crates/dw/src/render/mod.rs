@@ -30,6 +30,10 @@ trait View: Send {
     fn show(&mut self, event: &Event, record: &Record);
     /// Says a line without disturbing what is being drawn.
     fn say(&mut self, line: &str);
+    /// Lets somebody else draw, with nothing of this view in the way.
+    fn aside(&mut self, draw: &mut dyn FnMut()) {
+        draw();
+    }
     /// Takes away what was only meant to be seen during the run.
     fn clear(&mut self);
 }
@@ -70,6 +74,11 @@ impl Reporter {
     /// Says a line to the person at the terminal.
     pub(crate) fn say(&self, line: &str) {
         self.state().view.say(line);
+    }
+
+    /// Draws something that stays, without disturbing the display.
+    pub(crate) fn aside(&self, draw: &mut dyn FnMut()) {
+        self.state().view.aside(draw);
     }
 
     /// Ends the display and hands out what happened.

@@ -9,12 +9,12 @@ use super::{
     text::{bytes, count, duration, printable, seed},
 };
 
-/// A finished run in a few lines.
-pub(crate) fn finished(workflow: &str, seconds: f64, record: &Record) -> String {
+/// A finished run in a few lines. `repeat` is what to write before a seed to use it again.
+pub(crate) fn finished(workflow: &str, seconds: f64, record: &Record, repeat: &str) -> String {
     let mut lines =
         format!("{} {} in {}", style("Finished").for_stderr().green().bold(), printable(workflow), duration(seconds));
     lines += &files(record);
-    lines += &seeds(record);
+    lines += &seeds(record, repeat);
     lines += &stages(record);
     lines += &memory(record);
     lines
@@ -39,11 +39,11 @@ fn path_text(path: &Path) -> String {
 }
 
 /// The run's seed, and those of steps that had another one.
-fn seeds(record: &Record) -> String {
+fn seeds(record: &Record, repeat: &str) -> String {
     let run_seed = record.seed.as_ref().filter(|seed| record.steps.iter().any(|step| step.seed.as_ref() == Some(seed)));
     let of_run = run_seed.map(|run_seed| {
         let number = seed(run_seed);
-        let hint = format!(" (drawn at random; repeat with `--seed {number}`)");
+        let hint = format!(" (drawn at random; repeat with `{repeat} {number}`)");
         line("seed", &if record.random_seed { number + &hint } else { number })
     });
     let of_steps = record.steps.iter().filter(|step| step.seed != record.seed).filter_map(|step| {
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn the_summary_names_files_seed_and_seconds() {
         assert_eq!(
-            plain(&finished("w", 1.5, &record(false, Some(7)))),
+            plain(&finished("w", 1.5, &record(false, Some(7)), "--seed")),
             "Finished w in 1.50 s\n  wrote outputs/w.png\n  seed  7\n  time  load 0.50 s"
         );
     }
@@ -123,13 +123,16 @@ mod tests {
 
     #[test]
     fn a_random_seed_comes_with_the_option_that_repeats_it() {
-        assert!(plain(&finished("w", 1.0, &record(true, Some(7)))).contains("drawn at random; repeat with `--seed 7`"));
+        assert!(
+            plain(&finished("w", 1.0, &record(true, Some(7)), "--seed"))
+                .contains("drawn at random; repeat with `--seed 7`")
+        );
     }
 
     #[test]
     fn a_step_with_a_seed_of_its_own_is_named_and_a_run_without_generators_has_no_seed() {
-        assert!(plain(&finished("w", 1.0, &record(true, Some(8)))).contains("seed  8 (step draw)"));
-        assert!(!plain(&finished("w", 1.0, &record(true, None))).contains("seed"));
+        assert!(plain(&finished("w", 1.0, &record(true, Some(8)), "--seed")).contains("seed  8 (step draw)"));
+        assert!(!plain(&finished("w", 1.0, &record(true, None), "--seed")).contains("seed"));
     }
 
     #[test]

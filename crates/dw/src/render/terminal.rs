@@ -126,6 +126,10 @@ impl View for TerminalView {
         self.bar.suspend(|| text::say(line));
     }
 
+    fn aside(&mut self, draw: &mut dyn FnMut()) {
+        self.bar.suspend(draw);
+    }
+
     fn clear(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -9,6 +9,7 @@ mod catalog;
 mod engine;
 mod error;
 mod fetch;
+pub mod host;
 mod media;
 mod pipelines;
 mod preview;

@@ -1,11 +1,16 @@
 //! What is wrong with a document, said so that a person can mend it.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::PathBuf,
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Whether a finding stops a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The workflow cannot run.
@@ -15,7 +20,7 @@ pub enum Severity {
 }
 
 /// A place in a document.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
     /// The file, when the document came from one.
     pub file: Option<PathBuf>,
@@ -58,6 +63,34 @@ impl Finding {
     pub fn with_remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
     }
+}
+
+impl<'de> Deserialize<'de> for Finding {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Received {
+            severity: Severity,
+            code: String,
+            message: String,
+            remedy: Option<String>,
+            #[serde(flatten)]
+            place: Place,
+        }
+        let Received { severity, code, message, remedy, place } = Received::deserialize(deserializer)?;
+        Ok(Self { severity, code: known_code(code), message, remedy, place })
+    }
+}
+
+/// The code as a text that lives as long as the program; there are a few dozen of them, each kept once.
+fn known_code(code: String) -> &'static str {
+    static KNOWN: LazyLock<Mutex<BTreeSet<&'static str>>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(code) = known.get(code.as_str()) {
+        return code;
+    }
+    let code: &'static str = Box::leak(code.into_boxed_str());
+    known.insert(code);
+    code
 }
 
 /// Sorts findings by file and position and removes repetitions.

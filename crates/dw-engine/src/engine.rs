@@ -1,22 +1,36 @@
 //! The engine: settings, the device, the model cache, and the way from a request to a summary.
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use candle_core::Device;
 use dw_core::{
     cancel::CancellationToken,
     catalog::Catalog,
     document::Document,
-    event::EventSink,
+    event::{Event, EventSink},
     finding::Finding,
     plan::{self, Plan, PlanInputs, Purpose},
     seed::Seed,
     variables::Bindings,
 };
-use dw_pipelines::{hub::Hub, pipelines::ComponentCache};
+use dw_pipelines::{
+    hub::Hub,
+    pipelines::{ComponentCache, ComponentSummary},
+};
 use serde_json::{Map, Value};
 
-use crate::{builtin, catalog::catalog, error::EngineError, run};
+use crate::{
+    LatentPreview, MemoryReport, builtin,
+    catalog::catalog,
+    error::EngineError,
+    fingerprint::{self, Familiarity, KnownWorkflows},
+    memory::MemoryProbe,
+    run,
+};
 
 /// Where the workflow text comes from.
 #[derive(Clone, Debug)]
@@ -33,7 +47,8 @@ pub enum Source {
 }
 
 /// Settings of an engine that do not change from run to run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct EngineConfig {
     /// `cpu`, `cuda`, `cuda:1`, `metal`; none to take the best there is.
     pub device: Option<String>,
@@ -59,7 +74,7 @@ pub struct RunRequest {
 }
 
 /// What a run did.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
     /// The workflow's `id`.
     pub workflow: String,
@@ -84,6 +99,16 @@ pub struct PlannedRun {
     pub(crate) document: Value,
     /// The workflow's file name.
     pub(crate) file_name: Option<String>,
+    /// SHA-256 of the workflow with its sub-workflows, in hexadecimal.
+    pub(crate) fingerprint: String,
+}
+
+/// Looks at the pictures of a run while they are made.
+pub struct Previews<'a> {
+    /// A look after every so many denoising steps, and after the last one.
+    pub every: usize,
+    /// Takes a look. Called from the thread that does the work, so it should be quick.
+    pub sink: &'a (dyn Fn(LatentPreview) + Sync),
 }
 
 /// A model cache and the device it lives on.
@@ -92,18 +117,34 @@ pub struct Engine {
     pub(crate) device: Device,
     pub(crate) hub: Hub,
     pub(crate) cache: ComponentCache,
-    catalog: Catalog,
+    pub(crate) catalog: Arc<Catalog>,
+    probe: MemoryProbe,
+    known: KnownWorkflows,
+    /// The keys of the components that came with each model, by the model's name as workflows write it.
+    pub(crate) models: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Engine {
-    /// An engine with nothing loaded, on the device of `config`.
+    /// An engine with nothing loaded, on the device of `config`, that keeps as much loaded as 80 % of the device's
+    /// memory holds.
     ///
     /// # Errors
     /// When that device does not exist or this build cannot use it.
     pub fn new(config: EngineConfig) -> Result<Self, EngineError> {
+        Self::with_budget(config, None)
+    }
+
+    /// As [`Self::new`], with at most `budget` bytes of weights kept loaded.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_budget(config: EngineConfig, budget: Option<u64>) -> Result<Self, EngineError> {
         let device = dw_pipelines::device::pick(config.device.as_deref()).map_err(setup)?;
         let hub = Hub::from_env(config.offline);
-        Ok(Self { config, device, hub, cache: ComponentCache::default(), catalog: catalog() })
+        let cache = ComponentCache::default();
+        let probe = MemoryProbe::new(device.clone(), cache.inventory(), budget);
+        let (catalog, known) = (Arc::new(catalog()), KnownWorkflows::default());
+        Ok(Self { config, device, hub, cache, catalog, probe, known, models: BTreeMap::new() })
     }
 
     /// Everything this build can run.
@@ -134,12 +175,78 @@ impl Engine {
         events: &dyn EventSink,
         cancel: &CancellationToken,
     ) -> Result<Summary, EngineError> {
-        run::run(self, planned, events, cancel)
+        self.run_with_previews(planned, events, cancel, None)
+    }
+
+    /// As [`Self::run`], with looks at the pictures while they are made, where the model is one whose latents can
+    /// be shown without decoding them.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_with_previews(
+        &mut self,
+        planned: &PlannedRun,
+        events: &dyn EventSink,
+        cancel: &CancellationToken,
+        previews: Option<&Previews>,
+    ) -> Result<Summary, EngineError> {
+        self.cache.set_budget(self.probe.budget_now());
+        let result = run::run(self, planned, events, cancel, previews);
+        if result.is_ok()
+            && let Some(gone) = self.known.note(planned)
+        {
+            self.cache.disown(&gone);
+        }
+        self.cache.make_room(0);
+        if let Some(message) = self.probe.settle(result.is_ok()) {
+            events.emit(Event::Warning { message });
+        }
+        result
+    }
+
+    /// Loads the pipelines of a checked workflow and keeps their components, without running a step.
+    ///
+    /// # Errors
+    /// What stopped the loading.
+    pub fn load(
+        &mut self,
+        planned: &PlannedRun,
+        events: &dyn EventSink,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ComponentSummary>, EngineError> {
+        self.cache.set_budget(self.probe.budget_now());
+        let loaded = run::load(self, planned, events, cancel);
+        self.cache.make_room(0);
+        loaded
+    }
+
+    /// Gives up the components that came with a model, named as workflows name it; how many there were. What a run
+    /// holds stays until it ends.
+    pub fn unload(&mut self, model: &str) -> usize {
+        let keys = self.models.remove(model.trim()).unwrap_or_default();
+        keys.iter().filter(|key| self.cache.release(key)).count()
+    }
+
+    /// Whether this engine has run a workflow before.
+    pub(crate) fn familiarity(&self, planned: &PlannedRun) -> Familiarity {
+        self.known.familiarity(planned)
+    }
+
+    /// The memory of the device and of this process.
+    pub fn memory(&self) -> MemoryReport {
+        self.probe.report()
+    }
+
+    /// Reports memory from other threads, during runs too.
+    pub(crate) fn memory_probe(&self) -> MemoryProbe {
+        self.probe.clone()
     }
 
     /// Forgets every loaded component that is not in use.
     pub fn clear(&mut self) {
         self.cache.clear();
+        self.known = KnownWorkflows::default();
+        self.models.clear();
     }
 }
 
@@ -164,8 +271,9 @@ fn prepare(request: RunRequest, catalog: &Catalog) -> Result<PlannedRun, Vec<Fin
         Source::File(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
         Source::Text { .. } => None,
     };
+    let fingerprint = fingerprint::of(&document, &plan);
     let document = with_defaults(&document, &request.variables);
-    Ok(PlannedRun { plan, request, document, file_name })
+    Ok(PlannedRun { plan, request, document, file_name, fingerprint })
 }
 
 fn read(source: &Source) -> Result<Document, Vec<Finding>> {

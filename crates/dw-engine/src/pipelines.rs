@@ -13,7 +13,7 @@ use dw_core::{
 };
 use dw_pipelines::{
     Error, Result,
-    pipelines::{ComponentCache, Pipeline},
+    pipelines::{ComponentCache, ComponentSummary, Pipeline},
     request::{
         ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
         PipelineRequest, SchedulerRequest, TextualInversionRequest,
@@ -23,7 +23,9 @@ use dw_pipelines::{
 use serde_json::Value;
 
 use crate::{
+    Previews,
     error::EngineError,
+    latent_preview::Viewer,
     run::{Scope, Session, StepEvents, failed, pipeline_failed, stage},
 };
 
@@ -55,15 +57,27 @@ pub(crate) struct PipelineCall {
 }
 
 impl LoadedPipelines {
-    /// One call.
-    pub(crate) fn run(&mut self, call: &mut PipelineCall, arguments: &Arguments, context: Context) -> Result<Entry> {
+    /// One call, with looks at the pictures while they are made.
+    pub(crate) fn run(
+        &mut self,
+        call: &mut PipelineCall,
+        arguments: &Arguments,
+        context: Context,
+        previews: Option<&Previews>,
+    ) -> Result<Entry> {
         let loaded = self.0.get_mut(&call.pipeline).ok_or_else(|| {
             Error::Unsupported(format!(
                 "the pipeline of step `{}` was released before; remove its `release_pipeline`",
                 call.pipeline
             ))
         })?;
-        loaded.pipeline.run(arguments, &mut call.generators, context)
+        let generators = &mut call.generators;
+        let viewer = previews
+            .zip(loaded.pipeline.latent_format())
+            .and_then(|(previews, format)| Viewer::new(previews, format, context.events));
+        let Some(viewer) = viewer else { return loaded.pipeline.run(arguments, generators, context) };
+        let context = Context { events: &viewer, ..context };
+        loaded.pipeline.run_observed(arguments, generators, context, &mut |step, latents| viewer.look(step, latents))
     }
 
     /// Unloads the pipeline of a step, and its components from the cache.
@@ -92,6 +106,13 @@ impl Scope<'_> {
         self.pipelines.0.remove(&step.name);
         let pipeline = Pipeline::load(&request, &session.engine.hub, &mut session.engine.cache, context)
             .map_err(|error| pipeline_failed(label, "", error))?;
+        let from = &description.from_pretrained;
+        let model = from.model_name.as_ref().or(from.from_single_file.as_ref()).cloned().unwrap_or_default();
+        let of_model = session.engine.models.entry(model).or_default();
+        for component in pipeline.components() {
+            session.engine.cache.own(&component.key, &component.name, &session.planned.fingerprint);
+            of_model.insert(component.key);
+        }
         dw_core::event::EventSink::emit(&events, stage("load", started));
         share(&pipeline, description, session).map_err(|message| failed(label, "", message))?;
         let wants_generator = !description.configuration.no_generator.unwrap_or(false);
@@ -100,6 +121,11 @@ impl Scope<'_> {
         let call = call(&step.name, seed.clone(), facts.clone(), session)?;
         self.pipelines.0.insert(step.name.clone(), Loaded { pipeline, seed, facts });
         Ok(call)
+    }
+
+    /// What the pipeline of a step consists of.
+    pub(crate) fn components(&self, step: &str) -> Vec<ComponentSummary> {
+        self.pipelines.0.get(step).map(|loaded| loaded.pipeline.components()).unwrap_or_default()
     }
 
     /// Sets up calls on the pipeline of an earlier step. It keeps that step's seed unless the step names

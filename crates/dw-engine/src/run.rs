@@ -19,12 +19,12 @@ use dw_core::{
     references::{self, Results},
     seed::Seed,
 };
-use dw_pipelines::request::Context;
+use dw_pipelines::{pipelines::ComponentSummary, request::Context};
 use dw_tasks::{TaskContext, TaskOutput};
 use serde_json::{Map, Value};
 
 use crate::{
-    engine::{Engine, PlannedRun, Summary, setup},
+    engine::{Engine, PlannedRun, Previews, Summary, setup},
     error::EngineError,
     fetch::fetch,
     media::Media,
@@ -38,6 +38,7 @@ pub(crate) fn run(
     planned: &PlannedRun,
     events: &dyn EventSink,
     cancel: &CancellationToken,
+    previews: Option<&Previews>,
 ) -> Result<Summary, EngineError> {
     let started = Instant::now();
     let writer = Writer::new(&planned.request.output_dir).map_err(setup)?;
@@ -52,7 +53,7 @@ pub(crate) fn run(
         random_seed,
     });
     let document = with_seed(&planned.document, &seed);
-    let mut session = Session { engine, planned, document, events, cancel, writer, files: Vec::new() };
+    let mut session = Session { engine, planned, document, events, cancel, previews, writer, files: Vec::new() };
     let mut scope = Scope::new(&planned.plan, seed.clone(), BTreeMap::new(), String::new());
     let outcome = scope.run(&mut session);
     let files = std::mem::take(&mut session.files);
@@ -65,6 +66,33 @@ pub(crate) fn run(
         random_seed,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Loads the pipelines of a plan, one step after the other, and runs none of them.
+pub(crate) fn load(
+    engine: &mut Engine,
+    planned: &PlannedRun,
+    events: &dyn EventSink,
+    cancel: &CancellationToken,
+) -> Result<Vec<ComponentSummary>, EngineError> {
+    let writer = Writer::new(&planned.request.output_dir).map_err(setup)?;
+    let (document, files) = (Value::Null, Vec::new());
+    let mut session = Session { engine, planned, document, events, cancel, previews: None, writer, files };
+    let seed = planned.plan.seed.clone().unwrap_or(Seed::One(0));
+    let mut scope = Scope::new(&planned.plan, seed, BTreeMap::new(), String::new());
+    let mut components = Vec::new();
+    for step in &planned.plan.steps {
+        let Action::Pipeline(pipeline) = &step.action else { continue };
+        cancel.check().map_err(|_| EngineError::Cancelled)?;
+        let outcome = scope.load_pipeline(step, pipeline, &step.name, &mut session);
+        if outcome.is_err() {
+            session.engine.cache.unshare_all();
+        }
+        outcome?;
+        components.extend(scope.components(&step.name));
+    }
+    session.engine.cache.unshare_all();
+    Ok(components)
 }
 
 /// The document with the seed that this run starts from, so that running it again gives the same pictures.
@@ -84,6 +112,7 @@ pub(crate) struct Session<'a> {
     document: Value,
     pub(crate) events: &'a dyn EventSink,
     pub(crate) cancel: &'a CancellationToken,
+    pub(crate) previews: Option<&'a Previews<'a>>,
     pub(crate) writer: Writer,
     pub(crate) files: Vec<PathBuf>,
 }
@@ -237,7 +266,7 @@ impl<'s> StepRunner<'s> {
             Action::Pipeline(_) | Action::Reference(_) => {
                 let call = self.call.as_mut().expect("set up in `new` for pipeline steps");
                 let context = Context { events: &events, cancel: session.cancel };
-                let entry = scope.pipelines.run(call, arguments, context);
+                let entry = scope.pipelines.run(call, arguments, context, session.previews);
                 entry.map(|entry| vec![entry]).map_err(|error| pipeline_failed(&self.label, place, error))
             }
             Action::Task(task) => {

@@ -9,7 +9,6 @@ use dw_core::{
 
 use crate::{
     builtin,
-    catalog::catalog,
     error::EngineError,
     run::{Scope, Session},
 };
@@ -23,7 +22,7 @@ pub(crate) fn run(
     parent: &Scope,
     session: &mut Session,
 ) -> Result<Vec<Entry>, EngineError> {
-    let catalog = catalog();
+    let catalog = std::sync::Arc::clone(&session.engine.catalog);
     let inputs = PlanInputs {
         overrides: arguments.values.clone(),
         seed: None,

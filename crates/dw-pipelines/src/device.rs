@@ -33,6 +33,17 @@ pub fn name(device: &Device) -> String {
     }
 }
 
+/// The memory of a GPU in bytes, free and in all; none for a CPU, and where the driver does not say.
+pub fn memory(device: &Device) -> Option<(u64, u64)> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        let (free, total) = cuda.cuda_stream().context().mem_get_info().ok()?;
+        return Some((free as u64, total as u64));
+    }
+    let _ = device;
+    None
+}
+
 /// The names of the devices this build can use here, the best one first.
 pub fn available() -> Vec<String> {
     let found = [cuda(0), metal(0), Ok(Device::Cpu)];

@@ -6,7 +6,7 @@ mod rolling_file;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
 };
 
 use clap::ValueEnum;
@@ -21,6 +21,7 @@ use tracing_subscriber::{
     },
     layer::SubscriberExt,
     registry::LookupSpan,
+    reload,
     util::SubscriberInitExt,
 };
 
@@ -79,12 +80,13 @@ pub(crate) fn start(config: &LogConfig) -> Result<(), String> {
         Some(Ok(file)) => (Some(file), None),
         Some(Err(reason)) => (None, Some(reason)),
     };
+    let (filter, handle) = reload::Layer::new(own_crates_at(config.level.filter()));
     let file = file.map(|file| {
         tracing_subscriber::fmt::layer()
             .event_format(LogLine)
             .with_ansi(false)
             .with_writer(Mutex::new(file))
-            .with_filter(own_crates_at(config.level.filter()))
+            .with_filter(filter)
     });
     let console = config.console.map(|level| {
         tracing_subscriber::fmt::layer()
@@ -94,8 +96,24 @@ pub(crate) fn start(config: &LogConfig) -> Result<(), String> {
             .with_filter(own_crates_at(level))
     });
     // Fails only when logging has been started before, which is what we want then.
-    let _ = tracing_subscriber::registry().with(file).with(console).try_init();
+    if tracing_subscriber::registry().with(file).with(console).try_init().is_ok() {
+        // Fails only when logging is over.
+        let _ = CHANGE.set(Box::new(move |level| _ = handle.reload(own_crates_at(level))));
+    }
     trouble.map_or(Ok(()), Err)
+}
+
+/// Changes how much goes into the log file.
+static CHANGE: OnceLock<Box<dyn Fn(LevelFilter) + Send + Sync>> = OnceLock::new();
+
+/// Changes how much goes into the log file from now on; an error lists the levels.
+pub(crate) fn set_level(name: &str) -> Result<(), String> {
+    let level = Level::from_str(name, true)
+        .map_err(|_| "Log level must be one of: DEBUG, INFO, WARNING, ERROR, CRITICAL".to_owned())?;
+    if let Some(change) = CHANGE.get() {
+        change(level.filter());
+    }
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<RollingFile, String> {

@@ -3,6 +3,7 @@
 use std::{
     io::{self, BufWriter, Write},
     path::Path,
+    process,
 };
 
 use tempfile::{Builder, NamedTempFile};
@@ -20,6 +21,30 @@ pub(super) fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     Ok(())
 }
 
+/// Removes the temporary files that the process with this number left in `folder` when it died; gives how many
+/// there were.
+pub(super) fn sweep(folder: &Path, process_id: u32) -> io::Result<usize> {
+    let prefix = prefix(process_id);
+    let mut removed = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = name.to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX));
+        if is_ours && entry.file_type()?.is_file() {
+            std::fs::remove_file(entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// How the names of a process's temporary files begin.
+fn prefix(process_id: u32) -> String {
+    format!(".dw-{process_id}-")
+}
+
+const SUFFIX: &str = ".tmp";
+
 /// Finds out whether files can be created in `folder`.
 pub(super) fn probe(folder: &Path) -> io::Result<()> {
     temporary(folder)?.close()
@@ -28,7 +53,8 @@ pub(super) fn probe(folder: &Path) -> io::Result<()> {
 /// A file that removes itself, with the permissions that a new file of the user has.
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = Builder::new();
-    builder.prefix(".dw-").suffix(".tmp");
+    let prefix = prefix(process::id());
+    builder.prefix(&prefix).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -67,6 +93,18 @@ mod tests {
         assert_eq!(failed.expect_err("it failed").kind(), io::ErrorKind::StorageFull);
         assert_eq!(names(folder.path()), ["a.txt"]);
         assert_eq!(fs_err::read_to_string(&path).expect("readable"), "old");
+    }
+
+    #[test]
+    fn only_the_temporary_files_of_a_dead_process_are_swept() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for name in [".dw-12-abc.tmp", ".dw-123-abc.tmp", ".dw-12-abc.png", "dw-12-.tmp"] {
+            fs_err::write(folder.path().join(name), "half").expect("written");
+        }
+        assert_eq!(sweep(folder.path(), 12).expect("swept"), 1);
+        let mut left = names(folder.path());
+        left.sort();
+        assert_eq!(left, [".dw-12-abc.png", ".dw-123-abc.tmp", "dw-12-.tmp"]);
     }
 
     #[test]

@@ -120,6 +120,12 @@ pub struct Writer {
     dir: PathBuf,
 }
 
+/// Removes what the process with this number had not finished writing to `folder` when it died; gives how many files
+/// that were. To be called only when that process is gone.
+pub fn remove_unfinished(folder: &Path, process_id: u32) -> std::io::Result<usize> {
+    atomic::sweep(folder, process_id)
+}
+
 /// Everything that is the same for all files of one entry.
 struct Job<'a> {
     writer: &'a Writer,

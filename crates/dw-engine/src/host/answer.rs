@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::request::RequestId;
-use crate::error::EngineError;
+use crate::{EngineError, Summary};
 
 /// A stable name for a failure, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +29,8 @@ pub enum FailureCode {
     Cancelled,
     /// The worker ends, and the request was still waiting.
     ShuttingDown,
+    /// A fault of dw itself; the worker ends.
+    InternalFault,
 }
 
 /// Why a request has no result.
@@ -84,7 +86,7 @@ impl From<&EngineError> for Failure {
     }
 }
 
-/// One finished picture.
+/// One finished picture, or another file that a workflow made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Picture {
     /// Where it was written, when it went to a file.
@@ -93,7 +95,7 @@ pub struct Picture {
     /// The file's bytes as base64, when it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base64: Option<String>,
-    /// `image/png`, `image/jpeg` or `image/webp`.
+    /// `image/png`, `image/jpeg` or `image/webp`; `application/octet-stream` for what is no picture.
     pub content_type: String,
 }
 
@@ -112,6 +114,19 @@ pub struct RequestResult {
     /// What `status`, `load` and `unload` say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<Value>,
+}
+
+impl RequestResult {
+    /// The result of a finished run.
+    pub(super) fn of(summary: &Summary, images: Vec<Picture>) -> Self {
+        let seed = summary.seed.as_ref().and_then(|seed| serde_json::to_value(seed).ok());
+        Self { images, seed, seconds: Some(summary.seconds), report: None }
+    }
+
+    /// A result that is a report.
+    pub(super) fn report(report: Value) -> Self {
+        Self { report: Some(report), ..Self::default() }
+    }
 }
 
 /// One line to a host about one of its requests.

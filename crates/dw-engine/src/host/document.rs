@@ -30,7 +30,7 @@ pub enum Output {
 }
 
 /// The formats pictures are written in, by the endings of files.
-const FORMATS: [(&str, &str); 4] =
+pub(super) const FORMATS: [(&str, &str); 4] =
     [("png", "image/png"), ("jpg", "image/jpeg"), ("jpeg", "image/jpeg"), ("webp", "image/webp")];
 
 impl Output {

@@ -1,16 +1,47 @@
-//! The components that are kept between loads: keyed by what they are, the least recently used given up
-//! first when they take too much memory.
+//! The components that are kept between loads: keyed by what they are, owned by the workflows that use them,
+//! the least recently used given up first when they take too much memory.
 //!
-//! A component that a live pipeline holds stays in memory whatever the cache does; the cache only decides
-//! what is found again.
+//! A component that a live pipeline holds stays in memory whatever the cache does; giving it up would only make it
+//! be read a second time, so the cache never does.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::components::SharedComponent;
 
 struct Kept {
     component: SharedComponent,
     last_used: u64,
+    /// Its name in the pipeline that used it last.
+    name: String,
+    /// The workflows that use it.
+    owners: BTreeSet<String>,
+}
+
+/// What a cache says about a component it keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptComponent {
+    /// Its name in the pipeline that used it last (`unet`).
+    pub name: String,
+    /// Its class (`UNet2DConditionModel`).
+    pub class: String,
+    /// Bytes of its weights.
+    pub bytes: u64,
+    /// The workflows that use it, by whatever [`ComponentCache::own`] was given.
+    pub owners: BTreeSet<String>,
+}
+
+/// What a cache keeps, for reports from other threads; the least recently used component first.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory(Arc<Mutex<Vec<KeptComponent>>>);
+
+impl Inventory {
+    /// The components as of now.
+    pub fn components(&self) -> Vec<KeptComponent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Loaded components by key, and the components that earlier steps share by name.
@@ -20,12 +51,23 @@ pub struct ComponentCache {
     clock: u64,
     kept: BTreeMap<String, Kept>,
     shared: BTreeMap<String, SharedComponent>,
+    inventory: Inventory,
 }
 
 impl ComponentCache {
     /// An empty cache that keeps at most `budget` bytes of weights, or everything when none is given.
     pub fn new(budget: Option<u64>) -> Self {
         Self { budget, ..Self::default() }
+    }
+
+    /// Changes how many bytes of weights are kept; takes effect at the next load.
+    pub fn set_budget(&mut self, budget: Option<u64>) {
+        self.budget = budget;
+    }
+
+    /// What is kept, for other threads: the inventory follows every change.
+    pub fn inventory(&self) -> Inventory {
+        self.inventory.clone()
     }
 
     /// The component with this key, which counts as used now.
@@ -39,29 +81,85 @@ impl ComponentCache {
     /// Keeps a component under its key and gives up the least recently used ones beyond the budget.
     pub fn insert(&mut self, component: SharedComponent) {
         self.clock += 1;
-        let kept = Kept { last_used: self.clock, component };
+        let name = component.class.clone();
+        let kept = Kept { last_used: self.clock, name, owners: BTreeSet::new(), component };
         self.kept.insert(kept.component.key.clone(), kept);
-        while self.budget.is_some_and(|budget| self.bytes() > budget) {
-            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.last_used).map(|(key, _)| key.clone());
-            let Some(oldest) = oldest else { break };
+        self.make_room(0);
+    }
+
+    /// Notes that the workflow `owner` uses a component, and what it calls it. What an adapted component is made
+    /// of belongs to the workflow as well.
+    pub fn own(&mut self, key: &str, name: &str, owner: &str) {
+        let Some(kept) = self.kept.get_mut(key) else { return };
+        name.clone_into(&mut kept.name);
+        kept.owners.insert(owner.to_owned());
+        let base = kept.component.base.as_ref().map(|base| base.key.clone());
+        if let Some(base) = base {
+            self.own(&base, name, owner);
+        }
+        self.publish();
+    }
+
+    /// Notes that nothing belongs to the workflow `owner` any more, and gives up what belongs to no workflow and is
+    /// not in use.
+    pub fn disown(&mut self, owner: &str) {
+        let mut orphans = BTreeSet::new();
+        for (key, kept) in &mut self.kept {
+            if kept.owners.remove(owner) && kept.owners.is_empty() {
+                orphans.insert(key.clone());
+            }
+        }
+        while let Some(key) = self.oldest(|key| orphans.contains(key)) {
+            self.kept.remove(&key);
+        }
+        self.publish();
+    }
+
+    /// Gives up the least recently used components until `bytes` more fit into the budget. Those in use stay.
+    pub fn make_room(&mut self, bytes: u64) {
+        while self.budget.is_some_and(|budget| self.bytes().saturating_add(bytes) > budget) {
+            let Some(oldest) = self.oldest(|_| true) else { break };
             self.kept.remove(&oldest);
         }
+        self.publish();
+    }
+
+    /// The least recently used component that nobody holds. One with an adapted version is held by that.
+    fn oldest(&self, may_go: impl Fn(&str) -> bool) -> Option<String> {
+        let idle = self.kept.iter().filter(|(key, kept)| Arc::strong_count(&kept.component) == 1 && may_go(key));
+        idle.min_by_key(|(_, kept)| kept.last_used).map(|(key, _)| key.clone())
     }
 
     /// Gives up one component; false when it was not there.
     pub fn release(&mut self, key: &str) -> bool {
-        self.kept.remove(key).is_some()
+        let was_there = self.kept.remove(key).is_some();
+        self.publish();
+        was_there
     }
 
     /// Gives up everything, shared components too.
     pub fn clear(&mut self) {
         self.kept.clear();
         self.shared.clear();
+        self.publish();
     }
 
     /// How many bytes of weights are kept, shared components left out.
     pub fn bytes(&self) -> u64 {
         self.kept.values().map(|kept| kept.component.bytes).sum()
+    }
+
+    fn publish(&self) {
+        let mut kept: Vec<&Kept> = self.kept.values().collect();
+        kept.sort_by_key(|kept| kept.last_used);
+        let summary = |kept: &Kept| KeptComponent {
+            name: kept.name.clone(),
+            class: kept.component.class.clone(),
+            bytes: kept.component.bytes,
+            owners: kept.owners.clone(),
+        };
+        let kept = kept.into_iter().map(summary).collect();
+        *self.inventory.0.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 
     /// Offers a component to later pipelines under `name`; the last one shared under a name counts.
@@ -123,5 +221,58 @@ mod tests {
         assert!(cache.shared("vae").is_some());
         cache.clear();
         assert!(cache.shared("vae").is_none() && cache.bytes() == 0);
+    }
+
+    #[test]
+    fn a_component_in_use_is_never_given_up() {
+        let mut cache = ComponentCache::new(Some(100));
+        cache.insert(component("a", 90));
+        let in_use = cache.get("a");
+        cache.insert(component("b", 90));
+        assert!(cache.get("a").is_some() && cache.get("b").is_none());
+        drop(in_use);
+        cache.make_room(20);
+        assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn room_is_made_before_something_new_is_read() {
+        let mut cache = ComponentCache::new(Some(100));
+        cache.insert(component("a", 30));
+        cache.insert(component("b", 30));
+        cache.make_room(60);
+        assert!(cache.get("a").is_none() && cache.get("b").is_some());
+    }
+
+    #[test]
+    fn what_belongs_to_another_workflow_too_survives_the_end_of_one() {
+        let mut cache = ComponentCache::new(None);
+        for key in ["a", "b", "c"] {
+            cache.insert(component(key, 1));
+        }
+        cache.own("a", "unet", "first");
+        cache.own("b", "vae", "first");
+        cache.own("b", "vae", "second");
+        cache.disown("first");
+        assert!(cache.get("a").is_none() && cache.get("b").is_some(), "only `a` was the first workflow's alone");
+        assert!(cache.get("c").is_some(), "nobody has claimed `c` yet");
+        let owners = |name: &str| cache.inventory().components().into_iter().find(|kept| kept.name == name);
+        assert_eq!(owners("vae").expect("kept").owners, BTreeSet::from(["second".to_owned()]));
+    }
+
+    #[test]
+    fn the_inventory_names_the_least_recently_used_component_first() {
+        let mut cache = ComponentCache::new(None);
+        let inventory = cache.inventory();
+        for key in ["a", "b"] {
+            cache.insert(component(key, 1));
+            cache.own(key, key, "workflow");
+        }
+        cache.get("a");
+        cache.own("a", "a", "workflow");
+        let names: Vec<_> = inventory.components().into_iter().map(|kept| kept.name).collect();
+        assert_eq!(names, ["b", "a"]);
+        cache.clear();
+        assert!(inventory.components().is_empty());
     }
 }

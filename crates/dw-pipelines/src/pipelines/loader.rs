@@ -425,6 +425,7 @@ fn read_all(
     }
     let sizes = missing.iter().map(|planned| planned.weights.as_ref().map_or(Ok(0), WeightFiles::bytes));
     let total = sizes.sum::<Result<u64>>()?;
+    cache.make_room(total);
     let mut before = 0;
     for planned in missing {
         context.cancel.check()?;

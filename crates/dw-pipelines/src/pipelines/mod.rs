@@ -39,7 +39,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use dw_core::{arguments::Arguments, artifact::Entry};
 
-pub use cache::ComponentCache;
+pub use cache::{ComponentCache, Inventory, KeptComponent};
 pub(crate) use call::Surroundings;
 pub use components::SharedComponent;
 pub use denoise::Observer;
@@ -72,6 +72,15 @@ pub struct ComponentSummary {
     pub bytes: u64,
     /// The key under which [`ComponentCache`] keeps it.
     pub key: String,
+}
+
+/// What kind of latents a pipeline works on: as good as the name of the autoencoder they belong to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentFormat {
+    /// Channels.
+    pub channels: usize,
+    /// What latents are divided by before they are decoded.
+    pub scaling_factor: f64,
 }
 
 impl Pipeline {
@@ -109,6 +118,12 @@ impl Pipeline {
             key: component.key.clone(),
         };
         self.parts.components.iter().map(summary).collect()
+    }
+
+    /// How its latents become numbers of the decoder, when it has one.
+    pub fn latent_format(&self) -> Option<LatentFormat> {
+        let vae = self.parts.vae().ok()?.config();
+        Some(LatentFormat { channels: vae.latent_channels, scaling_factor: vae.scaling_factor })
     }
 
     /// Where it runs.

@@ -1,6 +1,10 @@
 //! The engine: settings, the device, the model cache, and the way from a request to a summary.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use candle_core::Device;
 use dw_core::{
@@ -13,7 +17,10 @@ use dw_core::{
     seed::Seed,
     variables::Bindings,
 };
-use dw_pipelines::{hub::Hub, pipelines::ComponentCache};
+use dw_pipelines::{
+    hub::Hub,
+    pipelines::{ComponentCache, ComponentSummary},
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -115,6 +122,8 @@ pub struct Engine {
     pub(crate) catalog: Arc<Catalog>,
     probe: MemoryProbe,
     known: KnownWorkflows,
+    /// The keys of the components that came with each model, by the model's name as workflows write it.
+    pub(crate) models: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Engine {
@@ -137,7 +146,7 @@ impl Engine {
         let cache = ComponentCache::default();
         let probe = MemoryProbe::new(device.clone(), cache.inventory(), budget);
         let (catalog, known) = (Arc::new(catalog()), KnownWorkflows::default());
-        Ok(Self { config, device, hub, cache, catalog, probe, known })
+        Ok(Self { config, device, hub, cache, catalog, probe, known, models: BTreeMap::new() })
     }
 
     /// Everything this build can run.
@@ -197,6 +206,29 @@ impl Engine {
         result
     }
 
+    /// Loads the pipelines of a checked workflow and keeps their components, without running a step.
+    ///
+    /// # Errors
+    /// What stopped the loading.
+    pub fn load(
+        &mut self,
+        planned: &PlannedRun,
+        events: &dyn EventSink,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ComponentSummary>, EngineError> {
+        self.cache.set_budget(self.probe.budget_now());
+        let loaded = run::load(self, planned, events, cancel);
+        self.cache.make_room(0);
+        loaded
+    }
+
+    /// Gives up the components that came with a model, named as workflows name it; how many there were. What a run
+    /// holds stays until it ends.
+    pub fn unload(&mut self, model: &str) -> usize {
+        let keys = self.models.remove(model.trim()).unwrap_or_default();
+        keys.iter().filter(|key| self.cache.release(key)).count()
+    }
+
     /// Whether this engine has run a workflow before.
     pub(crate) fn familiarity(&self, planned: &PlannedRun) -> Familiarity {
         self.known.familiarity(planned)
@@ -216,6 +248,7 @@ impl Engine {
     pub fn clear(&mut self) {
         self.cache.clear();
         self.known = KnownWorkflows::default();
+        self.models.clear();
     }
 }
 

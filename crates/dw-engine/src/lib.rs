@@ -10,6 +10,7 @@ mod engine;
 mod error;
 mod fetch;
 mod fingerprint;
+pub mod host;
 mod latent_preview;
 mod media;
 mod memory;

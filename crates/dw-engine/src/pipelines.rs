@@ -18,7 +18,7 @@ use dw_core::{
 use dw_pipelines::{
     Error, Result,
     models::Reuse,
-    pipelines::{ComponentCache, Pipeline, memory::Gauge},
+    pipelines::{ComponentCache, ComponentSummary, Pipeline, memory::Gauge},
     quant::QuantizationRequest,
     request::{
         ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
@@ -126,8 +126,12 @@ impl Scope<'_> {
         let mut pipeline = Pipeline::load(&request, &session.engine.hub, &mut session.engine.cache, context)
             .map_err(|error| pipeline_failed(label, "", error))?;
         reuse_steps(&mut pipeline, &description.configuration, context).map_err(|error| failed(label, "", error))?;
+        let from = &description.from_pretrained;
+        let model = from.model_name.as_ref().or(from.from_single_file.as_ref()).cloned().unwrap_or_default();
+        let of_model = session.engine.models.entry(model).or_default();
         for component in pipeline.components() {
             session.engine.cache.own(&component.key, &component.name, &session.planned.fingerprint);
+            of_model.insert(component.key);
         }
         dw_core::event::EventSink::emit(&events, stage("load", started));
         share(&pipeline, description, session).map_err(|message| failed(label, "", message))?;
@@ -137,6 +141,11 @@ impl Scope<'_> {
         let call = call(&step.name, seed.clone(), facts.clone(), session)?;
         self.pipelines.0.insert(step.name.clone(), Loaded { pipeline, gauge, seed, facts });
         Ok(call)
+    }
+
+    /// What the pipeline of a step consists of.
+    pub(crate) fn components(&self, step: &str) -> Vec<ComponentSummary> {
+        self.pipelines.0.get(step).map(|loaded| loaded.pipeline.components()).unwrap_or_default()
     }
 
     /// Sets up calls on the pipeline of an earlier step. It keeps that step's seed unless the step names

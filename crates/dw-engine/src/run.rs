@@ -19,7 +19,7 @@ use dw_core::{
     references::{self, Results},
     seed::Seed,
 };
-use dw_pipelines::request::Context;
+use dw_pipelines::{pipelines::ComponentSummary, request::Context};
 use dw_tasks::{TaskContext, TaskOutput};
 use serde_json::{Map, Value};
 
@@ -66,6 +66,33 @@ pub(crate) fn run(
         random_seed,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Loads the pipelines of a plan, one step after the other, and runs none of them.
+pub(crate) fn load(
+    engine: &mut Engine,
+    planned: &PlannedRun,
+    events: &dyn EventSink,
+    cancel: &CancellationToken,
+) -> Result<Vec<ComponentSummary>, EngineError> {
+    let writer = Writer::new(&planned.request.output_dir).map_err(setup)?;
+    let (document, files) = (Value::Null, Vec::new());
+    let mut session = Session { engine, planned, document, events, cancel, previews: None, writer, files };
+    let seed = planned.plan.seed.clone().unwrap_or(Seed::One(0));
+    let mut scope = Scope::new(&planned.plan, seed, BTreeMap::new(), String::new());
+    let mut components = Vec::new();
+    for step in &planned.plan.steps {
+        let Action::Pipeline(pipeline) = &step.action else { continue };
+        cancel.check().map_err(|_| EngineError::Cancelled)?;
+        let outcome = scope.load_pipeline(step, pipeline, &step.name, &mut session);
+        if outcome.is_err() {
+            session.engine.cache.unshare_all();
+        }
+        outcome?;
+        components.extend(scope.components(&step.name));
+    }
+    session.engine.cache.unshare_all();
+    Ok(components)
 }
 
 /// The document with the seed that this run starts from, so that running it again gives the same pictures.

@@ -88,8 +88,8 @@ pub(crate) enum Command {
     Repl(ReplArgs),
     /// Check workflows without running them
     Validate(ValidateArgs),
-    /// Print the JSON Schema of a workflow, for editors and other tools
-    Schema,
+    /// Print the JSON Schema of a workflow (or of requests to `dw worker --stdio`), for editors and other tools
+    Schema(SchemaArgs),
     /// List the pipeline classes of this build, or the arguments of one
     Pipelines(CatalogArgs),
     /// List the schedulers (samplers) of this build, or the options of one
@@ -106,8 +106,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
-    /// Run workflows for another process, which starts this one (docs/worker-protocol.md)
-    #[command(hide = true)]
+    /// Work for another program: requests as lines of JSON on standard input, answers on standard output
+    /// (docs/host-programs.md)
     Worker(WorkerArgs),
 }
 
@@ -323,10 +323,45 @@ pub(crate) struct CompletionsArgs {
 
 /// `dw worker`.
 #[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("way").required(true).args(["stdio", "connect"]))]
 pub(crate) struct WorkerArgs {
+    /// Read requests from standard input and answer on standard output, one JSON object a line
+    #[arg(long)]
+    pub(crate) stdio: bool,
     /// The local socket that the other process listens on; it writes the secret to standard input
-    #[arg(long, value_name = "NAME")]
-    pub(crate) connect: String,
+    #[arg(long, value_name = "NAME", hide = true, conflicts_with_all = ["device", "offline", "output_dir", "cache_budget"])]
+    pub(crate) connect: Option<String>,
+    /// Where to compute: cpu, cuda, cuda:N, metal or auto
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceChoice>,
+    /// Never ask the network: use only models that are on this machine
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Folder for the files of requests that name none; created when missing
+    #[arg(short, long, visible_alias = "output_dir", value_name = "DIR", default_value = "outputs")]
+    pub(crate) output_dir: PathBuf,
+    /// How many megabytes of models may stay loaded between requests [default: 80 % of the device's memory]
+    #[arg(long, value_name = "MB")]
+    pub(crate) cache_budget: Option<u64>,
+}
+
+/// Which schema to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaChoice {
+    /// A workflow.
+    Workflow,
+    /// A request to `dw worker --stdio`.
+    HostRequest,
+    /// An answer of `dw worker --stdio` to a request.
+    HostAnswer,
+}
+
+/// `dw schema`.
+#[derive(Args, Debug)]
+pub(crate) struct SchemaArgs {
+    /// Of what
+    #[arg(default_value = "workflow")]
+    pub(crate) of: SchemaChoice,
 }
 
 /// `N` or `N,N,N`, each between the smallest signed and the largest unsigned 64-bit number.

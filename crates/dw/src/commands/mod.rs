@@ -26,7 +26,7 @@ pub(crate) fn dispatch(command: Command, session: &Session) -> Result<Exit, CliE
         Command::Run(args) => run::run(&args, session),
         Command::Repl(args) => repl::repl(&args, session),
         Command::Validate(args) => validate::validate(&args),
-        Command::Schema => schema::schema(),
+        Command::Schema(args) => schema::schema(&args),
         Command::Pipelines(args) => catalog::show(&args, &catalog::Kind::PIPELINES, &Engine::catalog().pipelines),
         Command::Schedulers(args) => catalog::show(&args, &catalog::Kind::SCHEDULERS, &Engine::catalog().schedulers),
         Command::Tasks(args) => catalog::show(&args, &catalog::Kind::TASKS, &Engine::catalog().tasks),
@@ -35,6 +35,6 @@ pub(crate) fn dispatch(command: Command, session: &Session) -> Result<Exit, CliE
         Command::Rerun(args) => rerun::rerun(&args, session),
         Command::Bench(args) => bench::bench(&args, session),
         Command::Completions(args) => completions::completions(&args),
-        Command::Worker(args) => worker::worker(&args),
+        Command::Worker(args) => worker::worker(&args, session),
     }
 }

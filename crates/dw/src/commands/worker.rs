@@ -1,16 +1,24 @@
-//! `dw worker`: this program as the worker of another process, usually of itself.
+//! `dw worker`: this program as the worker of another process: of itself over a socket, of a host program over
+//! standard input and output.
 
 use std::{
     io::{self, BufRead},
+    sync::Arc,
     time::Duration,
 };
 
-use dw_engine::worker::{self, WorkerOptions};
+use dw_engine::{
+    Engine, EngineConfig,
+    host::{self, HostOptions, Say},
+    worker::{self, WorkerOptions},
+};
 
 use crate::{
     args::WorkerArgs,
     error::{CliError, Exit},
     logging,
+    render::text::print,
+    session::Session,
 };
 
 /// The longest line that a secret is read from.
@@ -19,12 +27,37 @@ const LONGEST_SECRET: u64 = 1024;
 /// How long a run that does not stop may outlive the process that it was for.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs `dw worker`. The device and everything else comes over the connection.
-pub(super) fn worker(args: &WorkerArgs) -> Result<Exit, CliError> {
+/// Runs `dw worker`.
+pub(super) fn worker(args: &WorkerArgs, session: &Session) -> Result<Exit, CliError> {
+    match &args.connect {
+        Some(name) => connected(name),
+        None => stdio(args, session),
+    }
+}
+
+/// Works for a host program that writes to standard input and reads standard output.
+fn stdio(args: &WorkerArgs, session: &Session) -> Result<Exit, CliError> {
+    let device = session.device(args.device.as_ref())?;
+    let config = EngineConfig {
+        device: device.and_then(|choice| choice.name()),
+        offline: args.offline,
+        cuda_noise: session.settings.settings.cuda_noise,
+    };
+    let budget = args.cache_budget.map(|megabytes| megabytes.saturating_mul(1_000_000));
+    let engine = Engine::with_budget(config, budget).map_err(|error| CliError::Failed(error.to_string()))?;
+    let options = HostOptions { output_dir: args.output_dir.clone(), set_log_level: logging::set_level };
+    // A line is written whole or not at all, so that two threads do not mix theirs.
+    let say: Say = Arc::new(|line: &str| print(&format!("{line}\n")).is_ok());
+    host::serve_lines(io::BufReader::new(io::stdin()), say, engine, options).map_err(CliError::Failed)?;
+    Ok(Exit::Done)
+}
+
+/// Works for a dw that listens on a local socket. The device and everything else comes over the connection.
+fn connected(name: &str) -> Result<Exit, CliError> {
     let secret = read_secret(io::stdin().lock())
         .map_err(|error| CliError::Failed(format!("cannot read the secret from standard input: {error}")))?;
     let options = WorkerOptions { set_log_level: &logging::set_level, exit_after: Some(ORPHAN_LIMIT) };
-    worker::serve(&args.connect, secret, &options).map_err(|error| CliError::Failed(error.to_string()))?;
+    worker::serve(name, secret, &options).map_err(|error| CliError::Failed(error.to_string()))?;
     Ok(Exit::Done)
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    process,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -10,9 +9,11 @@ use std::{
 };
 
 use candle_core::Device;
-use dw_pipelines::pipelines::{Inventory, KeptComponent};
+use dw_pipelines::{
+    device,
+    pipelines::{Inventory, KeptComponent},
+};
 use serde::{Deserialize, Serialize};
-use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 /// The share of the memory that loaded models may take when nobody says how much; of the device's memory for the
 /// budget, and of what is free for what is loaded next.
@@ -87,14 +88,14 @@ struct Measured {
 impl MemoryProbe {
     /// A probe of an engine on `device`. `budget` none means the default one.
     pub(crate) fn new(device: Device, inventory: Inventory, budget: Option<u64>) -> Self {
-        let budget = budget.or_else(|| Some((device_memory(&device).total? as f64 * DEFAULT_SHARE) as u64));
+        let budget = budget.or_else(|| Some((device::memory(&device)?.total as f64 * DEFAULT_SHARE) as u64));
         let (run_count, history) = (AtomicU64::new(0), Mutex::default());
         Self(Arc::new(Probe { device, inventory, budget, run_count, history }))
     }
 
     /// The bytes of weights that may stay loaded: the budget, or less while the device has less to give.
     pub(crate) fn budget_now(&self) -> Option<u64> {
-        let free = device_memory(&self.0.device).free.map(|free| (free as f64 * DEFAULT_SHARE) as u64);
+        let free = device::memory(&self.0.device).map(|memory| (memory.free as f64 * DEFAULT_SHARE) as u64);
         let possible = free.map(|free| free.saturating_add(self.allocated()));
         match (self.0.budget, possible) {
             (Some(budget), Some(possible)) => Some(budget.min(possible)),
@@ -110,7 +111,7 @@ impl MemoryProbe {
     /// Counts a run and measures what it left behind; a warning when that is suspiciously much.
     pub(crate) fn settle(&self, finished: bool) -> Option<String> {
         self.0.run_count.fetch_add(finished.into(), Ordering::SeqCst);
-        let reserved = self.reserved(device_memory(&self.0.device))?;
+        let reserved = device::memory(&self.0.device)?.in_use;
         let now = Measured { reserved, allocated: self.allocated() };
         let mut history = self.0.history.lock().unwrap_or_else(PoisonError::into_inner);
         let before = history.after_last_run.replace(now);
@@ -121,7 +122,7 @@ impl MemoryProbe {
     /// The memory as of now.
     pub(crate) fn report(&self) -> MemoryReport {
         let probe = &self.0;
-        let device = device_memory(&probe.device);
+        let memory = device::memory(&probe.device);
         let component = |kept: KeptComponent| LoadedComponent {
             name: kept.name,
             class: kept.class,
@@ -129,11 +130,11 @@ impl MemoryProbe {
             workflows: kept.owners,
         };
         MemoryReport {
-            device_name: dw_pipelines::device::name(&probe.device),
+            device_name: device::name(&probe.device),
             allocated: self.allocated(),
-            reserved: self.reserved(device),
-            free: device.free,
-            total: device.total,
+            reserved: memory.map(|memory| memory.in_use),
+            free: memory.map(|memory| memory.free),
+            total: memory.map(|memory| memory.total),
             components: probe.inventory.components().into_iter().map(component).collect(),
             budget: probe.budget,
             host_rss: resident_memory(),
@@ -144,13 +145,6 @@ impl MemoryProbe {
 
     fn allocated(&self) -> u64 {
         self.0.inventory.components().iter().map(|component| component.bytes).sum()
-    }
-
-    fn reserved(&self, device: DeviceMemory) -> Option<u64> {
-        if self.0.device.is_cpu() {
-            return resident_memory();
-        }
-        Some(device.total?.saturating_sub(device.free?))
     }
 }
 
@@ -171,38 +165,9 @@ fn difference(now: u64, before: u64) -> i64 {
     i64::try_from(i128::from(now) - i128::from(before)).unwrap_or(i64::MAX)
 }
 
-/// What a device has, in bytes.
-#[derive(Clone, Copy, Debug, Default)]
-struct DeviceMemory {
-    free: Option<u64>,
-    total: Option<u64>,
-}
-
-fn device_memory(device: &Device) -> DeviceMemory {
-    if !device.is_cpu() {
-        let known = dw_pipelines::device::memory(device);
-        return DeviceMemory { free: known.map(|(free, _)| free), total: known.map(|(_, total)| total) };
-    }
-    let Ok(mut system) = System::new() else { return DeviceMemory::default() };
-    system.refresh_memory();
-    let (mut free, mut total) = (system.available_memory(), system.total_memory());
-    // A container may have less than the machine. What it keeps of files in memory can be had back, so only the
-    // memory of processes counts as taken.
-    if let Some(limits) = system.cgroup_limits().filter(|limits| (1..total).contains(&limits.total_memory)) {
-        total = limits.total_memory;
-        free = free.min(total.saturating_sub(limits.rss));
-    }
-    let known = |bytes: u64| (total > 0).then_some(bytes);
-    DeviceMemory { free: known(free), total: known(total) }
-}
-
 /// The resident memory of this process, in bytes.
 fn resident_memory() -> Option<u64> {
-    let own = Pid::from_u32(process::id());
-    let mut system = System::new().ok()?;
-    let what = ProcessRefreshKind::nothing().with_memory();
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), true, what);
-    system.process(own).map(sysinfo::Process::memory).filter(|bytes| *bytes > 0)
+    device::memory(&Device::Cpu).map(|memory| memory.in_use)
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub fn surroundings() -> Surroundings {
     let hub = Hub::from_env(false);
     let memory = |name: &str| {
         let device = device::pick(Some(name)).ok().filter(|device| !device.is_cpu())?;
-        device::memory(&device).map(|memory| (memory.free, memory.free + memory.in_use))
+        device::memory(&device).map(|memory| (memory.free, memory.total))
     };
     let status = |name: String| DeviceStatus { memory: memory(&name), name };
     let devices = device::available().into_iter().map(status).collect();

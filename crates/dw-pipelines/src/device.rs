@@ -2,6 +2,7 @@
 //! models.
 
 use candle_core::Device;
+use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::{Error, Result};
 
@@ -31,17 +32,6 @@ pub fn name(device: &Device) -> String {
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
-}
-
-/// The memory of a GPU in bytes, free and in all; none for a CPU, and where the driver does not say.
-pub fn memory(device: &Device) -> Option<(u64, u64)> {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(cuda) = device {
-        let (free, total) = cuda.cuda_stream().context().mem_get_info().ok()?;
-        return Some((free as u64, total as u64));
-    }
-    let _ = device;
-    None
 }
 
 /// The names of the devices this build can use here, the best one first.
@@ -87,6 +77,8 @@ pub struct DeviceMemory {
     pub in_use: u64,
     /// What can still be used.
     pub free: u64,
+    /// What there is.
+    pub total: u64,
 }
 
 /// The memory of `device`; none where the system does not say.
@@ -100,10 +92,9 @@ pub fn memory(device: &Device) -> Option<DeviceMemory> {
 
 #[cfg(feature = "cuda")]
 fn cuda_memory(device: &Device) -> Option<DeviceMemory> {
-    use candle_core::cuda_backend::cudarc::driver::result;
-    device.as_cuda_device().ok()?.cuda_stream().context().bind_to_thread().ok()?;
-    let (free, total) = result::mem_get_info().ok()?;
-    Some(DeviceMemory { in_use: (total - free) as u64, free: free as u64 })
+    let context = device.as_cuda_device().ok()?.cuda_stream().context().clone();
+    let (free, total) = context.mem_get_info().ok()?;
+    Some(DeviceMemory { in_use: (total - free) as u64, free: free as u64, total: total as u64 })
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -111,20 +102,24 @@ fn cuda_memory(_: &Device) -> Option<DeviceMemory> {
     None
 }
 
-/// Host memory as Linux tells it, with the limit of a container where there is one.
 fn host_memory() -> Option<DeviceMemory> {
-    let free = kilobytes(&read("/proc/meminfo")?, "MemAvailable:")?;
-    let in_use = kilobytes(&read("/proc/self/status")?, "VmRSS:")?;
-    Some(DeviceMemory { in_use, free: container_free().map_or(free, |bytes| bytes.min(free)) })
-}
-
-/// What is left of the limit of a Linux control group; what is cached there makes room when needed.
-fn container_free() -> Option<u64> {
-    let limit: u64 = read("/sys/fs/cgroup/memory.max")?.trim().parse().ok()?;
-    let used: u64 = read("/sys/fs/cgroup/memory.current")?.trim().parse().ok()?;
-    let statistics = read("/sys/fs/cgroup/memory.stat")?;
-    let cached = statistics.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok());
-    Some((limit + cached.unwrap_or(0)).saturating_sub(used))
+    let mut system = System::new().ok()?;
+    system.refresh_memory();
+    let (mut free, mut total) = (system.available_memory(), system.total_memory());
+    // A container may have less than the machine. What it keeps of files in memory can be had back, so only the
+    // memory of processes counts as taken.
+    if let Some(limits) = system.cgroup_limits().filter(|limits| (1..total).contains(&limits.total_memory)) {
+        total = limits.total_memory;
+        free = free.min(total.saturating_sub(limits.rss));
+    }
+    let own = Pid::from_u32(std::process::id());
+    system.refresh_processes_specifics(
+        ProcessesToUpdate::Some(&[own]),
+        true,
+        ProcessRefreshKind::nothing().with_memory(),
+    );
+    let in_use = system.process(own)?.memory();
+    (total > 0 && in_use > 0).then_some(DeviceMemory { in_use, free, total })
 }
 
 /// The most host memory that this program had in use since [`reset_peak`], or since it began.

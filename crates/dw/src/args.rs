@@ -329,7 +329,7 @@ pub(crate) struct WorkerArgs {
     #[arg(long)]
     pub(crate) stdio: bool,
     /// The local socket that the other process listens on; it writes the secret to standard input
-    #[arg(long, value_name = "NAME", hide = true, conflicts_with_all = ["device", "offline", "output_dir", "cache_budget"])]
+    #[arg(long, value_name = "NAME", hide = true, conflicts_with_all = ["device", "offline", "ignore_fit", "output_dir", "cache_budget"])]
     pub(crate) connect: Option<String>,
     /// Where to compute: cpu, cuda, cuda:N, metal or auto
     #[arg(long, value_name = "DEVICE")]
@@ -337,6 +337,9 @@ pub(crate) struct WorkerArgs {
     /// Never ask the network: use only models that are on this machine
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Load models even when there does not seem to be enough memory
+    #[arg(long)]
+    pub(crate) ignore_fit: bool,
     /// Folder for the files of requests that name none; created when missing
     #[arg(short, long, visible_alias = "output_dir", value_name = "DIR", default_value = "outputs")]
     pub(crate) output_dir: PathBuf,

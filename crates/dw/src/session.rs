@@ -66,14 +66,20 @@ impl Session {
     /// An engine as the command line, the environment and the settings want it.
     pub(crate) fn engine(&self, compute: &ComputeArgs) -> Result<Engine, CliError> {
         let device = self.device(compute.device.as_ref())?;
-        let config = EngineConfig {
-            device: device.and_then(|choice| choice.name()),
-            offline: compute.offline,
-            cuda_noise: self.settings.settings.cuda_noise,
-            ignore_fit: compute.ignore_fit || self.settings.settings.ignore_fit,
-        };
+        let config = self.engine_config(device.as_ref(), compute.offline, compute.ignore_fit);
         tracing::info!(?config, "starting the engine");
         Engine::new(config).map_err(|error| CliError::Failed(error.to_string()))
+    }
+
+    /// What an engine is set up with, settings included.
+    pub(crate) fn engine_config(&self, device: Option<&DeviceChoice>, offline: bool, ignore_fit: bool) -> EngineConfig {
+        let settings = &self.settings.settings;
+        EngineConfig {
+            device: device.and_then(DeviceChoice::name),
+            offline,
+            cuda_noise: settings.cuda_noise,
+            ignore_fit: ignore_fit || settings.ignore_fit,
+        }
     }
 
     /// The device asked for: by the command line, else `DW_DEVICE`, else the settings.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use dw_engine::{
-    Engine, EngineConfig,
+    Engine,
     host::{self, HostOptions, Say},
     worker::{self, WorkerOptions},
 };
@@ -38,11 +38,7 @@ pub(super) fn worker(args: &WorkerArgs, session: &Session) -> Result<Exit, CliEr
 /// Works for a host program that writes to standard input and reads standard output.
 fn stdio(args: &WorkerArgs, session: &Session) -> Result<Exit, CliError> {
     let device = session.device(args.device.as_ref())?;
-    let config = EngineConfig {
-        device: device.and_then(|choice| choice.name()),
-        offline: args.offline,
-        cuda_noise: session.settings.settings.cuda_noise,
-    };
+    let config = session.engine_config(device.as_ref(), args.offline, args.ignore_fit);
     let budget = args.cache_budget.map(|megabytes| megabytes.saturating_mul(1_000_000));
     let engine = Engine::with_budget(config, budget).map_err(|error| CliError::Failed(error.to_string()))?;
     let options = HostOptions { output_dir: args.output_dir.clone(), set_log_level: logging::set_level };

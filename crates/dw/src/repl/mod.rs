@@ -29,14 +29,13 @@ mod tests;
 use std::path::PathBuf;
 
 use dw_engine::{
-    EngineConfig,
     worker::{Supervisor, WorkerLaunch},
 };
 
 use serde_json::Value;
 
 use crate::{
-    args::ReplArgs,
+    args::{ComputeArgs, ReplArgs},
     device::DeviceChoice,
     error::{CliError, Exit},
     render::text::{self, printable},
@@ -83,8 +82,8 @@ pub(crate) fn repl(args: &ReplArgs, session: &Session) -> Result<Exit, CliError>
     }
     let program = std::env::current_exe()
         .map_err(|error| CliError::Failed(format!("the program does not find itself: {error}")))?;
-    let offline = args.compute.offline;
-    let hire: Hire<'_> = Box::new(move |config| Box::new(Supervisor::new(launch(&program, offline, config, session))));
+    let compute = args.compute.clone();
+    let hire: Hire<'_> = Box::new(move |config| Box::new(Supervisor::new(launch(&program, &compute, config, session))));
     let interrupts = Interrupts::default();
     interrupts.listen()?;
     let mut repl = Repl {
@@ -125,13 +124,9 @@ fn configuration(args: &ReplArgs, session: &Session) -> Result<(Config, Vec<Stri
     Ok((config, warnings))
 }
 
-fn launch(program: &std::path::Path, offline: bool, config: &Config, session: &Session) -> WorkerLaunch {
+fn launch(program: &std::path::Path, compute: &ComputeArgs, config: &Config, session: &Session) -> WorkerLaunch {
     WorkerLaunch {
-        engine: EngineConfig {
-            device: config.device.as_ref().and_then(DeviceChoice::name),
-            offline,
-            cuda_noise: session.settings.settings.cuda_noise,
-        },
+        engine: session.engine_config(config.device.as_ref(), compute.offline, compute.ignore_fit),
         cache_budget: config.cache_budget,
         log_file: session.log_file.as_ref().ok().cloned().flatten(),
         ..WorkerLaunch::new(program)

@@ -33,9 +33,9 @@ fn is_gone(process: u32) {
 fn long_run(talk: &mut Talk) -> u32 {
     talk.run();
     let worker = talk.worker().expect("a worker");
-    talk.say("arg set steps=2000");
+    talk.say("arg set steps=500");
     talk.say("workflow run");
-    talk.until("denoise 1/2000");
+    talk.until("denoise 1/500");
     worker
 }
 
@@ -76,10 +76,9 @@ fn a_worker_that_is_killed_in_a_run_is_told_of_and_replaced() {
 #[test]
 fn ctrl_c_in_a_run_of_a_script_stops_both_and_exits_with_130() {
     let mut talk = Talk::start();
-    // A script without failures: `worker` asks nothing unknown.
-    talk.say("arg set steps=2000");
+    talk.say("arg set steps=500");
     talk.say("workflow run");
-    talk.until("denoise 1/2000");
+    talk.until("denoise 1/500");
     signal("-INT", talk.child.id());
     talk.until("Stopping after the current step");
     talk.until("Cancelled: no file was finished");

@@ -2,25 +2,30 @@
 
 use crate::Talk;
 
+/// Whether a run read any weights.
+fn loads(heard: &str) -> bool {
+    heard.lines().any(|line| line.starts_with("  loading "))
+}
+
 #[test]
 fn a_second_run_and_one_with_another_prompt_load_nothing() {
     let mut talk = Talk::start();
     let first = talk.run();
-    assert!(first.contains("loading unet"), "{first}");
+    assert!(loads(&first), "{first}");
     let second = talk.run();
-    assert!(!second.contains("loading "), "{second}");
+    assert!(!loads(&second), "{second}");
     assert!(second.contains("Reusing loaded models from cache"), "{second}");
 
     talk.say("arg set prompt=\"a desert at night\"");
     let other = talk.run();
-    assert!(!other.contains("loading "), "{other}");
+    assert!(!loads(&other), "{other}");
 
     let file = talk.path("paint.json");
     let text = fs_err::read_to_string(&file).expect("the workflow");
     fs_err::write(&file, text.replace("mountains at day", "the sea at day")).expect("edited");
     talk.say("arg clear");
     let edited = talk.run();
-    assert!(!edited.contains("loading "), "{edited}");
+    assert!(!loads(&edited), "{edited}");
 
     let picture = talk.path("outputs/landscape-paint.0-0.0.png");
     let metadata = dw_core::metadata::read(&picture).expect("a picture").expect("metadata").to_value().to_string();
@@ -33,7 +38,7 @@ fn a_second_run_and_one_with_another_prompt_load_nothing() {
     let cleared = talk.settle();
     assert!(cleared.contains("Memory cleared successfully") && cleared.contains("Loaded: nothing"), "{cleared}");
     let after = talk.run();
-    assert!(after.contains("loading unet"), "a run after `memory clear` loads again: {after}");
+    assert!(loads(&after), "a run after `memory clear` loads again: {after}");
     assert_eq!(talk.end(), Some(2), "the signs that the test asks for are unknown commands");
 }
 

@@ -17,15 +17,18 @@ mod memory;
 mod placement;
 mod pipelines;
 mod preview;
+mod quantize;
 mod run;
 mod surroundings;
 pub mod worker;
 mod workflows;
 
 pub use builtin::{names as builtin_workflow_names, workflow as builtin_workflow};
+pub use dw_pipelines::{Error as QuantizeError, quant::Format, weights::Written};
 pub use engine::{Engine, EngineConfig, PlannedRun, Previews, RunRequest, Source, Summary, check};
 pub use error::EngineError;
 pub use latent_preview::LatentPreview;
 pub use memory::{LoadedComponent, MemoryReport};
 pub use preview::{ModelPreview, Preview, StepPreview};
+pub use quantize::{QuantizeRequest, quantize};
 pub use surroundings::{DeviceStatus, Surroundings, surroundings};

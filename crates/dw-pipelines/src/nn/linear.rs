@@ -22,7 +22,7 @@ struct Parameters {
     weight: Weight,
     /// `(out,)`.
     bias: Option<Tensor>,
-    /// Adapters of a weight that cannot take them into itself.
+    /// Adapters that are not merged into the weight.
     branches: Vec<Branch>,
 }
 

@@ -1,4 +1,4 @@
-//! What an adapter adds beside a weight that it cannot be merged into without rounding the weight again.
+//! What an adapter adds beside a weight: every change of a quantized one, and plain low-rank changes of any.
 
 use candle_core::{DType, Device, Tensor};
 

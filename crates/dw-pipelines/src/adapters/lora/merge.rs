@@ -1,14 +1,16 @@
 //! Adds the changes of LoRA files to the weights of one component.
 //!
-//! Every change is computed against the base weight, so that their order does not matter, in f32, and the sum is
-//! rounded once to the type of the base. The base tensors are not touched. Plain low-rank changes, which most files
-//! consist of, are added in one pass without the full matrix of the change. A quantized weight is never changed: its
-//! layer gets the changes as branches beside it.
+//! Plain low-rank changes of linear layers, which most files consist of, stay what they are: branches beside the layer,
+//! as in the reference. Nothing of the base is read for them, no second copy of its weights is made, and putting a file
+//! on costs no more than reading it. Everything else (convolutions, DoRA, LoHa, LoKr, differences) is computed against the
+//! base weight, so that the order of files does not matter, in f32, and the sum is rounded once to the type of the
+//! base. The base tensors are not touched, and a quantized weight is never changed: its layer gets every change as a
+//! branch.
 
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Tensor};
-use dw_kernels::add_products;
+use dw_kernels::{ThinProduct, add_products};
 use rayon::prelude::*;
 
 use super::{Plan, change::Change};
@@ -72,6 +74,9 @@ pub(crate) fn merge(weights: &Weights, files: &[Strengthened<'_>], context: Cont
     let jobs = jobs(files);
     let run = |job: &Job<'_>| -> Result<Option<(String, Outcome)>> {
         context.cancel.check()?;
+        if let Some(branches) = job.low_rank_branches(weights)? {
+            return Ok(Some((job.tensor.clone(), Outcome::Beside(branches))));
+        }
         let Some(base) = weights.find_weight(&job.tensor)? else { return Ok(None) };
         let outcome = match &base {
             Weight::Quantized(_) if !job.is_wide(&base.dims()) => Outcome::Beside(job.branches(&base)?),
@@ -119,13 +124,23 @@ impl Job<'_> {
         self.changes.iter().any(|(change, _)| is_wide(change))
     }
 
+    /// The changes as low-rank branches, where all of them are and the weight is that of a linear layer of this shape.
+    fn low_rank_branches(&self, weights: &Weights) -> Result<Option<Vec<Branch>>> {
+        let Some(shape) = weights.shape_of(&self.tensor) else { return Ok(None) };
+        if self.is_bias || shape.rank() != 2 || self.is_wide(shape.dims()) || is_table(&self.tensor) {
+            return Ok(None);
+        }
+        let products = self.changes.iter().map(|(change, strength)| change.thin_product(*strength));
+        let Some(products) = products.collect::<Option<Vec<_>>>() else { return Ok(None) };
+        products.iter().map(low_rank).collect::<Result<Vec<_>>>().map(Some)
+    }
+
     /// The changes as additions to what the layer computes.
     fn branches(&self, base: &Weight) -> Result<Vec<Branch>> {
         let mut branches = Vec::with_capacity(self.changes.len());
         for (change, strength) in &self.changes {
             if let Some(product) = change.thin_product(*strength) {
-                let up = product.left.to_dtype(DType::F32)?.flatten_from(1)?.affine(product.factor, 0.0)?;
-                branches.push(Branch::LowRank { down: product.right.flatten_from(1)?, up });
+                branches.push(low_rank(&product)?);
             } else if let Some(delta) = change.delta(&base.dense(DType::F32)?, *strength)? {
                 branches.push(Branch::Full(delta));
             }
@@ -161,6 +176,18 @@ impl Job<'_> {
         }
         Ok(sum.to_dtype(base.dtype())?)
     }
+}
+
+/// Whether a weight of two axes is a table that entries are taken from: no linear layer asks for it.
+fn is_table(tensor: &str) -> bool {
+    let module = tensor.strip_suffix(".weight").unwrap_or(tensor);
+    let name = module.rsplit_once('.').map_or(module, |(_, name)| name);
+    name.ends_with("embedding") || ["shared", "embed_tokens", "relative_attention_bias"].contains(&name)
+}
+
+fn low_rank(product: &ThinProduct<'_>) -> Result<Branch> {
+    let up = product.left.to_dtype(DType::F32)?.flatten_from(1)?.affine(product.factor, 0.0)?;
+    Ok(Branch::LowRank { down: product.right.flatten_from(1)?, up })
 }
 
 /// A weight with the changes.

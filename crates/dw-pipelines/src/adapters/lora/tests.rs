@@ -167,14 +167,19 @@ fn assert_same(found: &Weights, expected: &Weights) {
     let mut names: Vec<&str> = expected.names().collect();
     names.sort_unstable();
     for name in names {
-        let values = |weights: &Weights| {
-            let tensor = weights.find(name).expect("both have it");
-            tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>()).expect("f32 values")
-        };
-        let (found, expected) = (values(found), values(expected));
+        let (found, expected) = (values_of(found, name), values_of(expected, name));
         assert_eq!(found.len(), expected.len(), "{name}");
         assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{name}");
     }
+}
+
+/// The numbers of a tensor, with what stands beside it.
+fn values_of(weights: &Weights, name: &str) -> Vec<f32> {
+    let mut tensor = weights.find(name).expect("readable").expect("both have it");
+    for branch in weights.branches(name) {
+        tensor = branch.delta().and_then(|delta| Ok((tensor + delta)?)).expect("of one shape");
+    }
+    tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>()).expect("f32 values")
 }
 
 /// A low-rank change of a fused layer, and the same of the layers it consists of.
@@ -231,15 +236,11 @@ fn a_control_lora_replaces_norms_shifts_biases_and_brings_inputs() {
         (format!("{modulation}.lora_B.bias"), numbers(&[16], 5)),
     ]);
     let (base, found) = (flux(), adapted("control", tensors));
-    let values = |weights: &Weights, name: &str| -> Vec<f32> {
-        let tensor = weights.find(name).expect("both have it");
-        tensor.flatten_all().and_then(|tensor| tensor.to_vec1()).expect("f32 values")
-    };
     let written = |tensor: &Tensor| tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<f32>()).expect("values");
-    assert_eq!(values(&found, "transformer_blocks.0.attn.norm_q.weight"), written(&norm), "at any strength");
+    assert_eq!(values_of(&found, "transformer_blocks.0.attn.norm_q.weight"), written(&norm), "at any strength");
     let product = numbers(&[8, 2], 2).matmul(&numbers(&[2, 6], 1)).expect("they fit");
     let product = product.to_vec2::<f32>().expect("a matrix");
-    let (wide, narrow) = (values(&found, "x_embedder.weight"), values(&base, "x_embedder.weight"));
+    let (wide, narrow) = (values_of(&found, "x_embedder.weight"), values_of(&base, "x_embedder.weight"));
     for row in 0..8 {
         for column in 0..6 {
             let own = if column < 4 { narrow[row * 4 + column] } else { 0.0 };
@@ -248,9 +249,33 @@ fn a_control_lora_replaces_norms_shifts_biases_and_brings_inputs() {
     }
     // The halves of the modulation change places.
     let shift = written(&numbers(&[16], 5));
-    let (bias, own) = (values(&found, "norm_out.linear.bias"), values(&base, "norm_out.linear.bias"));
+    let (bias, own) = (values_of(&found, "norm_out.linear.bias"), values_of(&base, "norm_out.linear.bias"));
     for row in 0..16 {
         assert!((bias[row] - own[row] - 0.5 * shift[(row + 8) % 16]).abs() < 1e-5, "{row}");
+    }
+}
+
+#[test]
+fn a_plain_change_of_a_layer_stands_beside_it_and_one_of_a_table_does_not() {
+    let (layer, table) = ("transformer_blocks.0.attn.to_q", "token_embedding");
+    let weights = flux();
+    let tensors = [(format!("{table}.weight"), numbers(&[6, 8], 3))].into();
+    let weights = weights.replacing(tensors).expect("a new name");
+    let mut changed = HashMap::new();
+    for (name, rows) in [(layer, 8), (table, 6)] {
+        changed.insert(format!("transformer.{name}.lora_A.weight"), numbers(&[2, 8], 1));
+        changed.insert(format!("transformer.{name}.lora_B.weight"), numbers(&[rows, 2], 2));
+    }
+    let written = Written::new("beside", &[]);
+    safetensors::save(&changed, &written.0).expect("the temporary folder is writable");
+    let lora = Lora::read(&written.file()).expect("valid");
+    let cancel = CancellationToken::default();
+    let context = Context { events: &Silent, cancel: &cancel };
+    let adapted = lora.put_on("transformer", &weights, 0.5, context).expect("the file fits");
+    for (name, branches) in [(layer, 1), (table, 0)] {
+        let name = format!("{name}.weight");
+        assert_eq!(adapted.branches(&name).len(), branches, "{name}");
+        assert_ne!(values_of(&adapted, &name), values_of(&weights, &name), "{name}");
     }
 }
 

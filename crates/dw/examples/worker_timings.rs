@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("| what | median | largest |\n|---|---|---|");
     first_step(&mut supervisor, &job)?;
     boundary(&mut supervisor, &job)?;
-    cancel(&mut supervisor, &job)?;
+    cancel(&mut supervisor, &job);
     crash(&mut supervisor, &job)?;
     supervisor.shutdown();
     Ok(())
@@ -117,7 +117,7 @@ fn boundary(supervisor: &mut Supervisor, job: &Job) -> Result<(), WorkerError> {
     Ok(())
 }
 
-fn cancel(supervisor: &mut Supervisor, job: &Job) -> Result<(), WorkerError> {
+fn cancel(supervisor: &mut Supervisor, job: &Job) {
     let mut times = Vec::new();
     for _ in 0..REPETITIONS {
         let mut pressed = Instant::now();
@@ -129,7 +129,6 @@ fn cancel(supervisor: &mut Supervisor, job: &Job) -> Result<(), WorkerError> {
         assert_eq!(result, Err(WorkerError::Cancelled));
     }
     row("from Ctrl-C to the prompt (a step included)", times);
-    Ok(())
 }
 
 /// From the death of a worker to the prompt, and to the first step that a new one has done.

@@ -35,7 +35,7 @@ fn recovers(home: &Home, supervisor: &mut Supervisor, dead: u32, job: &Job) {
     assert_eq!(supervisor.memory(), Err(WorkerError::NotRunning));
     for name in home.files() {
         let path = home.path("out").join(&name);
-        assert!(name.ends_with(".png") && image::open(&path).is_ok(), "`{name}` is no whole picture");
+        assert!(image::open(&path).is_ok(), "`{name}` is no whole picture");
     }
     let run = Run::of(supervisor, job);
     assert_eq!(run.succeeds().run_count, 1);

@@ -28,7 +28,61 @@ macro_rules! embed {
     };
 }
 
-static MODELS: [BuiltinModel; 1] = [BuiltinModel {
+/// Pairs of a path inside a model and the file of `builtin/random/` that stands there.
+macro_rules! shared {
+    ($($path:literal: $file:literal),+ $(,)?) => {
+        &[$((
+            $path,
+            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/builtin/random/", $file)).as_slice(),
+        )),+]
+    };
+}
+
+static MODELS: [BuiltinModel; 3] = [
+    LANDSCAPES,
+    BuiltinModel {
+        name: "tiny-flux",
+        summary: "Flux in miniature with random weights, to try workflows with: its pictures are noise",
+        files: shared!(
+            "model_index.json": "flux/model_index.json",
+            "scheduler/scheduler_config.json": "flux/scheduler.json",
+            "text_encoder/config.json": "clip_l_tiny.json",
+            "text_encoder_2/config.json": "t5_tiny.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/tokenizer.json": "t5_tokenizer/tokenizer.json",
+            "tokenizer_2/tokenizer_config.json": "t5_tokenizer/tokenizer_config.json",
+            "transformer/config.json": "flux/transformer_tiny.json",
+            "vae/config.json": "flux/vae_tiny.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "tiny-sd3",
+        summary: "Stable Diffusion 3.5 in miniature with random weights, to try workflows with: its pictures are noise",
+        files: shared!(
+            "model_index.json": "stable-diffusion-3/model_index.json",
+            "scheduler/scheduler_config.json": "stable-diffusion-3/scheduler.json",
+            "text_encoder/config.json": "clip_l_tiny.json",
+            "text_encoder_2/config.json": "clip_big_g_tiny.json",
+            "text_encoder_3/config.json": "t5_tiny.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer_2/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer_2/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_3/tokenizer.json": "t5_tokenizer/tokenizer.json",
+            "tokenizer_3/tokenizer_config.json": "t5_tokenizer/tokenizer_config.json",
+            "transformer/config.json": "stable-diffusion-3/transformer_tiny.json",
+            "vae/config.json": "stable-diffusion-3/vae_tiny.json",
+        ),
+        is_random: true,
+    },
+];
+
+const LANDSCAPES: BuiltinModel = BuiltinModel {
     name: "landscapes",
     summary: "flat landscapes and coloured shapes, 128 x 128; an SDXL-style model of a few million weights",
     files: embed!(
@@ -51,21 +105,11 @@ static MODELS: [BuiltinModel; 1] = [BuiltinModel {
         ]
     ),
     is_random: false,
-}];
-
-/// Pairs of a path inside a model and the file of `builtin/random/` that stands there.
-macro_rules! shared {
-    ($($path:literal: $file:literal),+ $(,)?) => {
-        &[$((
-            $path,
-            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/builtin/random/", $file)).as_slice(),
-        )),+]
-    };
-}
+};
 
 /// Models of full size without trained weights, each under the class that runs it: the configurations that their
 /// publishers give, and a tokenizer that spells.
-static RANDOM_MODELS: [BuiltinModel; 2] = [
+static RANDOM_MODELS: [BuiltinModel; 4] = [
     BuiltinModel {
         name: "random/StableDiffusionPipeline",
         summary: "Stable Diffusion 1.5 in full size with random weights, to measure with",
@@ -97,6 +141,46 @@ static RANDOM_MODELS: [BuiltinModel; 2] = [
             "tokenizer_2/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
             "unet/config.json": "stable-diffusion-xl/unet.json",
             "vae/config.json": "stable-diffusion-xl/vae.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "random/FluxPipeline",
+        summary: "FLUX.1 dev in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "flux/model_index.json",
+            "scheduler/scheduler_config.json": "flux/scheduler.json",
+            "text_encoder/config.json": "clip_l.json",
+            "text_encoder_2/config.json": "t5_xxl.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/tokenizer.json": "t5_tokenizer/tokenizer.json",
+            "tokenizer_2/tokenizer_config.json": "t5_tokenizer/tokenizer_config.json",
+            "transformer/config.json": "flux/transformer.json",
+            "vae/config.json": "flux/vae.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "random/StableDiffusion3Pipeline",
+        summary: "Stable Diffusion 3.5 medium in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "stable-diffusion-3/model_index.json",
+            "scheduler/scheduler_config.json": "stable-diffusion-3/scheduler.json",
+            "text_encoder/config.json": "clip_l.json",
+            "text_encoder_2/config.json": "clip_big_g.json",
+            "text_encoder_3/config.json": "t5_xxl.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer_2/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer_2/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_3/tokenizer.json": "t5_tokenizer/tokenizer.json",
+            "tokenizer_3/tokenizer_config.json": "t5_tokenizer/tokenizer_config.json",
+            "transformer/config.json": "stable-diffusion-3/transformer.json",
+            "vae/config.json": "stable-diffusion-3/vae.json",
         ),
         is_random: true,
     },

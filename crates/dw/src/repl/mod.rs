@@ -28,9 +28,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use dw_engine::{
-    worker::{Supervisor, WorkerLaunch},
-};
+use dw_engine::worker::{Supervisor, WorkerLaunch};
 
 use serde_json::Value;
 

@@ -60,6 +60,10 @@ pub(crate) enum Task {
     ImageToImage,
     /// Parts of pictures painted anew.
     Inpaint,
+    /// Pictures changed as prompts tell.
+    Edit,
+    /// Pictures made larger.
+    Upscale,
 }
 
 /// What steers a class besides prompts.
@@ -93,14 +97,21 @@ pub(crate) enum Family {
     StableDiffusion,
     /// Stable Diffusion XL.
     StableDiffusionXl,
+    /// Stable Diffusion's upscaler by four, which reads pixels.
+    Upscaler,
+    /// Stable Diffusion's upscaler by two, from latents to latents.
+    LatentUpscaler,
 }
 
 impl Family {
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
-        let is_other =
-            ["StableDiffusion3", "StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
-        if class.starts_with("StableDiffusionXL") {
+        let is_other = ["StableDiffusion3", "StableDiffusionDepth"];
+        if class.starts_with("StableDiffusionUpscale") {
+            Some(Self::Upscaler)
+        } else if class.starts_with("StableDiffusionLatentUpscale") {
+            Some(Self::LatentUpscaler)
+        } else if class.starts_with("StableDiffusionXL") {
             Some(Self::StableDiffusionXl)
         } else if class.starts_with("StableDiffusion") && !is_other.iter().any(|other| class.starts_with(other)) {
             Some(Self::StableDiffusion)

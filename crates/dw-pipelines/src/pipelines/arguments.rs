@@ -291,12 +291,16 @@ pub(crate) fn optional_positive<'de, D: Deserializer<'de>>(deserializer: D) -> R
     positive(deserializer).map(Some)
 }
 
-/// Reads a whole number that may be 0 or left out.
-pub(crate) fn optional_whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+/// Reads a whole number that may be 0.
+pub(crate) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let value = Value::deserialize(deserializer)?;
     whole_number(&value)
-        .map(Some)
         .ok_or_else(|| D::Error::custom(format!("must be a whole number of at least 0, found `{value}`")))
+}
+
+/// Reads a whole number that may be 0 or left out.
+pub(crate) fn optional_whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    whole(deserializer).map(Some)
 }
 
 /// Reads a number.

@@ -15,13 +15,24 @@ use crate::{
 };
 
 /// How latents of a denoiser become latents of an autoencoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scaling {
     /// Divided by `scaling_factor`.
     Factor,
+    /// Divided by this factor, whatever the configuration says.
+    By(f64),
     /// Brought back to the latents' own mean and deviation first, where the configuration has them (SDXL
     /// finetunes such as Playground 2.5).
     Statistics,
+}
+
+impl Scaling {
+    fn factor(self, config: &VaeConfig) -> f64 {
+        match self {
+            Self::By(factor) => factor,
+            Self::Factor | Self::Statistics => config.scaling_factor,
+        }
+    }
 }
 
 /// One picture for each row of `latents`, `(batch, channels, height / 8, width / 8)`. With `upcast`, an
@@ -50,7 +61,7 @@ pub(crate) fn decode(
 /// Latents of the denoiser to latents of the autoencoder.
 fn unscaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Tensor> {
     let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
-        return Ok((latents / config.scaling_factor)?);
+        return Ok((latents / scaling.factor(config))?);
     };
     let spread = (latents.broadcast_mul(&by_channel(std, latents)?)? / config.scaling_factor)?;
     Ok(spread.broadcast_add(&by_channel(mean, latents)?)?)
@@ -59,7 +70,7 @@ fn unscaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Te
 /// Latents of the autoencoder to latents of the denoiser: the inverse of what [`decode`] does first.
 pub(crate) fn scaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Tensor> {
     let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
-        return Ok((latents * config.scaling_factor)?);
+        return Ok((latents * scaling.factor(config))?);
     };
     let centred = (latents.broadcast_sub(&by_channel(mean, latents)?)? * config.scaling_factor)?;
     Ok(centred.broadcast_div(&by_channel(std, latents)?)?)

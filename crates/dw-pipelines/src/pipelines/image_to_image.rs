@@ -139,7 +139,8 @@ impl Start {
 pub(crate) fn latents(parts: &Parts, arguments: &Arguments, handles: &[ArtifactRef]) -> Result<Start> {
     let rows = handles.iter().map(|&handle| tensor(arguments, "image", handle, DType::F32, &parts.device));
     let rows = rows.collect::<Result<Vec<_>>>()?;
-    let channels = parts.unet()?.config().out_channels;
+    let predicted = parts.unet()?.config().out_channels;
+    let channels = parts.vae().map_or(predicted, |vae| vae.config().latent_channels);
     match rows.iter().find(|row| row.rank() != 4 || row.dims()[1] != channels) {
         Some(row) => Err(refuse(
             "image",

@@ -103,7 +103,10 @@ pub(crate) fn load(
     context: Context<'_>,
 ) -> Result<Parts> {
     check_names(request, implementation)?;
-    let scheduler = scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?;
+    let scheduler = scheduler_setup("scheduler", request.scheduler.as_ref(), (&files, &index), context)?;
+    let has_low_res = index.pointer("/low_res_scheduler/1").is_some_and(Value::is_string);
+    let low_res_scheduler =
+        has_low_res.then(|| scheduler_setup("low_res_scheduler", None, (&files, &index), context)).transpose()?;
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let mut planner = Planner { request, files, index: &index, hub, cache, context };
@@ -133,6 +136,7 @@ pub(crate) fn load(
         components,
         adapters,
         scheduler,
+        low_res_scheduler,
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
@@ -159,18 +163,18 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
     Ok(())
 }
 
-/// The model's scheduler, or the requested class with the model's configuration under the request's keys.
+/// The model's scheduler `name`, or the requested class with the model's configuration under the request's keys.
 fn scheduler_setup(
+    name: &str,
     request: Option<&SchedulerRequest>,
-    files: &ModelFiles,
-    index: &Value,
+    (files, index): (&ModelFiles, &Value),
     context: Context<'_>,
 ) -> Result<SchedulerSetup> {
-    let own_class = index.pointer("/scheduler/1").and_then(Value::as_str);
+    let own_class = index.pointer(&format!("/{name}/1")).and_then(Value::as_str);
     let mut config = Map::new();
     if own_class.is_some() {
-        files.fetch("scheduler", Need::File("scheduler_config.json"), context)?;
-        if let Value::Object(own) = files.require_json("scheduler/scheduler_config.json")? {
+        files.fetch(name, Need::File("scheduler_config.json"), context)?;
+        if let Value::Object(own) = files.require_json(&sub(name, "scheduler_config.json"))? {
             config = own;
         }
     }

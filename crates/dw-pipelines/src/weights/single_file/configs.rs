@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{
     clip,
     contents::{Contents, Family, Located, Naming, Part},
+    controlnet,
     index::{Shapes, Tensors, count},
     key_map::KeyMap,
     unet::{LabelEmbedding, Level, UnetLayout},
@@ -27,16 +28,16 @@ const NORM_GROUPS: usize = 32;
 const ADDED_FEATURES: usize = 256;
 
 /// A configuration, or what about the file prevents one.
-type Generated = Result<Value, String>;
+pub(super) type Generated = Result<Value, String>;
 
 /// The shapes of one component, by canonical name.
-struct Component<'a> {
-    tensors: Tensors<'a>,
-    map: KeyMap,
+pub(super) struct Component<'a> {
+    pub(super) tensors: Tensors<'a>,
+    pub(super) map: KeyMap,
 }
 
 impl Component<'_> {
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+    pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let original = self.map.original(name)?;
         let shape = self.tensors.shape(&original)?;
         let targets = self.map.canonical(&original);
@@ -44,7 +45,7 @@ impl Component<'_> {
     }
 
     /// The size along one axis of a tensor that must be there.
-    fn size(&self, name: &str, axis: usize) -> Result<usize, String> {
+    pub(super) fn size(&self, name: &str, axis: usize) -> Result<usize, String> {
         let size = self.shape(name).and_then(|shape| shape.get(axis).copied());
         size.ok_or_else(|| {
             let original = self.map.original(name).unwrap_or_else(|| name.to_owned());
@@ -163,18 +164,19 @@ pub(crate) fn component(
     };
     match part {
         Part::Unet => unet(tensors, at.naming, contents, kin),
+        Part::ControlNet => controlnet::config(tensors, at.naming, kin),
         Part::Vae => vae(tensors, at.naming, contents, kin),
         Part::TextEncoder | Part::TextEncoder2 => text_encoder(part, tensors, at.naming, contents, kin),
     }
 }
 
 /// `kin`, when it has the same sizes; else nothing, because its other values belong to another model.
-fn like(kin: Map<String, Value>, key: &str, size: &Value) -> Map<String, Value> {
+pub(super) fn like(kin: Map<String, Value>, key: &str, size: &Value) -> Map<String, Value> {
     if kin.get(key) == Some(size) { kin } else { Map::new() }
 }
 
 /// What was read off the tensors, over what `kin` says.
-fn over(mut kin: Map<String, Value>, read: Value) -> Value {
+pub(super) fn over(mut kin: Map<String, Value>, read: Value) -> Value {
     if let Value::Object(read) = read {
         kin.extend(read);
     }
@@ -229,7 +231,7 @@ fn latent_size(contents: &Contents) -> usize {
     }
 }
 
-fn groups(kin: &Map<String, Value>, channels: &[usize]) -> Generated {
+pub(super) fn groups(kin: &Map<String, Value>, channels: &[usize]) -> Generated {
     if let Some(groups) = kin.get("norm_num_groups") {
         return Ok(groups.clone());
     }
@@ -271,14 +273,14 @@ fn unet_levels(config: &mut Value, layout: &UnetLayout) -> Result<(), String> {
 }
 
 /// A list whose values agree, as the one value.
-fn one_or_many(values: Vec<Value>) -> Value {
+pub(super) fn one_or_many(values: Vec<Value>) -> Value {
     match values.as_slice() {
         [first, rest @ ..] if rest.iter().all(|value| value == first) => first.clone(),
         _ => Value::Array(values),
     }
 }
 
-fn unet_attention(
+pub(super) fn unet_attention(
     config: &mut Value,
     unet: &Component<'_>,
     layout: &UnetLayout,
@@ -329,7 +331,7 @@ fn heads(channels: &[usize], is_linear: bool) -> Generated {
     Ok(if is_linear { channels.iter().map(|channels| channels / HEAD_FEATURES).collect() } else { json!(HEADS) })
 }
 
-fn unet_labels(
+pub(super) fn unet_labels(
     config: &mut Value,
     unet: &Component<'_>,
     label: LabelEmbedding,

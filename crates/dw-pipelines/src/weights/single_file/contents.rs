@@ -19,10 +19,11 @@ pub(crate) enum Part {
     Vae,
     TextEncoder,
     TextEncoder2,
+    ControlNet,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 4] = [Self::Unet, Self::Vae, Self::TextEncoder, Self::TextEncoder2];
+    pub(super) const ALL: [Self; 5] = [Self::Unet, Self::Vae, Self::TextEncoder, Self::TextEncoder2, Self::ControlNet];
 
     /// Its name as a component, which is its folder in the diffusers layout.
     pub(crate) fn name(self) -> &'static str {
@@ -31,6 +32,7 @@ impl Part {
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
             Self::TextEncoder2 => "text_encoder_2",
+            Self::ControlNet => "controlnet",
         }
     }
 
@@ -43,6 +45,7 @@ impl Part {
     fn prefixes(self) -> &'static [&'static str] {
         match self {
             Self::Unet => &["model.diffusion_model.", "diffusion_model.", "unet.", ""],
+            Self::ControlNet => &["control_model.", "controlnet.", ""],
             Self::Vae => &["first_stage_model.", "vae.", ""],
             Self::TextEncoder => &[
                 "cond_stage_model.transformer.",
@@ -62,9 +65,12 @@ impl Part {
         let has = |names: &[&str]| names.iter().all(|name| tensors.has(name));
         let (original, canonical) = match self {
             Self::Unet => (
-                has(&["input_blocks.0.0.weight", "time_embed.0.weight"]),
-                has(&["conv_in.weight", "time_embedding.linear_1.weight"]),
+                has(&["input_blocks.0.0.weight", "time_embed.0.weight"]) && !tensors.has(ORIGINAL_HINT),
+                has(&["conv_in.weight", "time_embedding.linear_1.weight"]) && !tensors.has(CANONICAL_HINT),
             ),
+            Self::ControlNet => {
+                (has(&[ORIGINAL_HINT, "time_embed.0.weight"]), has(&[CANONICAL_HINT, "time_embedding.linear_1.weight"]))
+            }
             Self::Vae => (
                 has(&["decoder.conv_in.weight", "decoder.up.0.block.0.norm1.weight"]),
                 has(&["decoder.conv_in.weight", "decoder.up_blocks.0.resnets.0.norm1.weight"]),
@@ -77,6 +83,10 @@ impl Part {
         original.then_some(Naming::Original).or(canonical.then_some(Naming::Canonical))
     }
 }
+
+/// The first layer that reads the picture of a ControlNet, by which a copy of a UNet is told from a UNet.
+const ORIGINAL_HINT: &str = "input_hint_block.0.weight";
+const CANONICAL_HINT: &str = "controlnet_cond_embedding.conv_in.weight";
 
 /// Whose names the tensors of a component have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +141,11 @@ impl Contents {
         };
         let parts: BTreeMap<Part, Located> = Part::ALL.into_iter().filter_map(locate).collect();
         let is_whole = parts.get(&Part::Unet).is_some_and(|unet| !unet.prefix.is_empty());
-        if !is_whole && let Some(reason) = something_else(shapes) {
+        let is_controlnet = parts.contains_key(&Part::ControlNet);
+        if !is_whole
+            && !is_controlnet
+            && let Some(reason) = something_else(shapes)
+        {
             return Err(reason);
         }
         if parts.is_empty() {
@@ -143,7 +157,8 @@ impl Contents {
                 names.join(", ")
             ));
         }
-        let unet = parts.get(&Part::Unet).map(|unet| UnetKind::read(&Tensors::below(shapes, unet.prefix), unet.naming));
+        let unet = parts.get(&Part::Unet).or(parts.get(&Part::ControlNet));
+        let unet = unet.map(|unet| UnetKind::read(&Tensors::below(shapes, unet.prefix), unet.naming));
         let family = family(&parts, unet.as_ref());
         Ok(Self { parts, family, in_channels: unet.and_then(|unet| unet.in_channels) })
     }
@@ -304,7 +319,7 @@ const STABLE_DIFFUSION_3: &str = "holds a Stable Diffusion 3 model, which cannot
 const FLUX: &str = "holds a Flux model, which cannot be loaded from a single file by this build; use a folder in the \
     diffusers layout (`model_name`)";
 
-const CONTROLNET: &str = "holds a ControlNet, which cannot be loaded from a single file by this build; use a folder in the \
+const CONTROLNET: &str = "holds a ControlNet, of which parts are missing; fetch the file again, or use a folder in the \
     diffusers layout";
 
 const OTHER_DENOISER: &str = "holds a model of another family than Stable Diffusion 1.x, 2.x or XL, which cannot be loaded \

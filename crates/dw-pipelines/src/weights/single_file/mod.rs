@@ -7,6 +7,7 @@
 mod clip;
 mod configs;
 mod contents;
+mod controlnet;
 mod index;
 mod key_map;
 mod unet;
@@ -24,6 +25,7 @@ use serde_json::Value;
 pub(crate) use self::contents::Part;
 use self::{
     contents::{Contents, Located, Naming},
+    controlnet::ControlNetLayout,
     index::{Shapes, Tensors},
     key_map::KeyMap,
     unet::UnetLayout,
@@ -159,6 +161,9 @@ impl CheckpointPart {
             (Naming::Canonical, _) => KeyMap::identity(),
             (Naming::Original, Part::Unet) => {
                 UnetLayout::of_config(&serde_json::from_value(config).map_err(bad)?)?.key_map()
+            }
+            (Naming::Original, Part::ControlNet) => {
+                ControlNetLayout::of_config(&serde_json::from_value(config).map_err(bad)?)?.key_map()
             }
             (Naming::Original, Part::Vae) => {
                 VaeLayout::of_config(&serde_json::from_value(config).map_err(bad)?).key_map()

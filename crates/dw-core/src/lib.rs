@@ -14,6 +14,7 @@ pub mod event;
 pub mod finding;
 pub mod media;
 pub mod metadata;
+pub mod nearest;
 pub mod output;
 pub mod paths;
 pub mod picture;

@@ -3,14 +3,14 @@
 
 mod stable_diffusion;
 
-use dw_core::{arguments::Arguments, artifact::Entry};
+use dw_core::{arguments::Arguments, artifact::Entry, nearest::nearest};
 use serde_json::Value;
 
 use crate::{
     Error, Result,
     pipelines::{
         Surroundings,
-        arguments::{closest, merged_schema},
+        arguments::merged_schema,
         components::Parts,
         loader::{Kind, Slot},
     },
@@ -165,7 +165,7 @@ pub fn classes() -> impl Iterator<Item = &'static PipelineClass> {
 pub(crate) fn find(name: &str) -> Result<&'static PipelineClass> {
     classes().find(|class| class.name == name).ok_or_else(|| {
         let names = || classes().map(|class| class.name);
-        let hint = closest(name, names()).map_or(String::new(), |close| format!("; did you mean `{close}`?"));
+        let hint = nearest(name, names()).map_or(String::new(), |close| format!("; did you mean `{close}`?"));
         let known = names().collect::<Vec<_>>().join("`, `");
         Error::Unsupported(format!("pipeline class `{name}` is not in this build{hint} It has `{known}`"))
     })

@@ -1,5 +1,6 @@
 //! The table of sampler classes, and making one from its name and configuration.
 
+use dw_core::nearest::nearest;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -90,15 +91,11 @@ pub fn create(class: &str, config: &Map<String, Value>) -> Result<Box<dyn Schedu
 }
 
 fn unknown(class: &str) -> Error {
-    let closest = CLASSES
-        .iter()
-        .map(|row| (strsim::jaro_winkler(row.name, class), row.name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(similarity, _)| *similarity > 0.85)
-        .map_or(String::new(), |(_, name)| format!(" - did you mean `{name}`?"));
     let names: Vec<&str> = CLASSES.iter().map(|row| row.name).collect();
+    let near = nearest(class, names.iter().copied());
+    let hint = near.map_or(String::new(), |name| format!(" - did you mean `{name}`?"));
     Error::Argument {
         name: "scheduler".into(),
-        reason: format!("unknown class `{class}`{closest} Known: {}", names.join(", ")),
+        reason: format!("unknown class `{class}`{hint} Known: {}", names.join(", ")),
     }
 }

@@ -10,7 +10,8 @@ use crate::{
     Error, Result,
     pipelines::{
         Surroundings,
-        arguments::merged_schema,
+        arguments::{merged_schema, refuse_unknown},
+        check::check,
         components::Parts,
         loader::{Kind, Slot},
     },
@@ -169,6 +170,20 @@ pub(crate) fn find(name: &str) -> Result<&'static PipelineClass> {
         let known = names().collect::<Vec<_>>().join("`, `");
         Error::Unsupported(format!("pipeline class `{name}` is not in this build{hint} It has `{known}`"))
     })
+}
+
+/// Checks the arguments of a call before its model is loaded, as far as the class alone tells. The remarks are about
+/// what works, but was probably not meant.
+pub fn check_call(class: &str, arguments: &Arguments) -> Result<Vec<String>> {
+    let row = find(class)?;
+    let Target::Class(implementation) = &row.target else { return Ok(Vec::new()) };
+    match implementation.family {
+        Family::StableDiffusion | Family::StableDiffusionXl | Family::Upscaler | Family::LatentUpscaler => {
+            let schema = (row.schema)();
+            refuse_unknown(row.name, arguments, &schema)?;
+            check(implementation.task, &schema, arguments)
+        }
+    }
 }
 
 /// The classes that are more than another name.

@@ -26,6 +26,7 @@ use crate::{
     },
     registry::Implementation,
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
+    schedulers,
     text::ClipTokenizer,
     weights::Weights,
 };
@@ -109,7 +110,7 @@ pub(crate) fn load(
         has_low_res.then(|| scheduler_setup("low_res_scheduler", None, (&files, &index), context)).transpose()?;
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
-    let mut planner = Planner { request, files, index: &index, hub, cache, context };
+    let mut planner = Planner { request, files, index: &index, hub, cache, context, variant: VariantUse::default() };
     let mut origins = Vec::new();
     for slot in implementation.slots {
         let planned = planner.plan(*slot)?;
@@ -123,6 +124,7 @@ pub(crate) fn load(
         }
         origins.extend(planned);
     }
+    planner.check_variant()?;
     check_family(&origins)?;
     if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
         origins.push((planned.name.clone(), Origin::Loaded(planned)));
@@ -186,6 +188,9 @@ fn scheduler_setup(
         });
     };
     config.extend(request.into_iter().flat_map(|request| request.config.clone()));
+    if let Some(own_class) = own_class {
+        schedulers::check_kinship(&class, &config, own_class)?;
+    }
     let setup = SchedulerSetup { class, config, shift: request.and_then(|request| request.shift) };
     // Made once here, so that a wrong class or option ends the load before anything is read.
     setup.create()?;
@@ -248,6 +253,16 @@ struct Planner<'a> {
     hub: &'a Hub,
     cache: &'a ComponentCache,
     context: Context<'a>,
+    variant: VariantUse,
+}
+
+/// Which components of the model itself have weights of the variant that is asked for.
+#[derive(Default)]
+struct VariantUse {
+    found: usize,
+    /// Those that are read without it, and the first complaint about that.
+    plain: Vec<&'static str>,
+    complaint: Option<Error>,
 }
 
 impl Planner<'_> {
@@ -273,12 +288,48 @@ impl Planner<'_> {
                 let Some(class) = self.index.pointer(&format!("/{name}/1")).and_then(Value::as_str) else {
                     return Ok(Vec::new());
                 };
-                let dtype = self.request.dtype.unwrap_or(DType::F32);
-                let variant = self.request.variant.as_deref();
-                let files = Arc::clone(&self.files);
-                self.planned((slot, 0), class, files, name, variant, dtype).map(Origin::Loaded).map(single)
+                let class = class.to_owned();
+                self.own(slot, &class).map(Origin::Loaded).map(single)
             }
         }
+    }
+
+    /// A component of the model itself: with the request's variant, or without where it has none of that, as in the
+    /// reference.
+    fn own(&mut self, slot: Slot, class: &str) -> Result<Planned> {
+        let dtype = self.request.dtype.unwrap_or(DType::F32);
+        let planned = |variant| self.planned((slot, 0), class, Arc::clone(&self.files), slot.name, variant, dtype);
+        let Some(variant) = self.request.variant.as_deref().filter(|_| slot.kind != Kind::Tokenizer) else {
+            return planned(None);
+        };
+        match planned(Some(variant)) {
+            Ok(found) => {
+                self.variant.found += 1;
+                Ok(found)
+            }
+            Err(complaint @ Error::Cancelled(_)) => Err(complaint),
+            Err(complaint) => {
+                let Ok(plain) = planned(None) else { return Err(complaint) };
+                self.variant.plain.push(slot.name);
+                self.variant.complaint.get_or_insert(complaint);
+                Ok(plain)
+            }
+        }
+    }
+
+    /// Says which components were found without the variant; a variant that none has is an error.
+    fn check_variant(&mut self) -> Result<()> {
+        let VariantUse { found, plain, complaint } = std::mem::take(&mut self.variant);
+        let Some(complaint) = complaint else { return Ok(()) };
+        if found == 0 {
+            return Err(complaint);
+        }
+        let variant = self.request.variant.as_deref().unwrap_or_default();
+        let names = plain.join("`, `");
+        let message =
+            format!("`{names}` of the model have no weights of variant `{variant}`; those without a variant are read");
+        self.context.events.emit(Event::Warning { message });
+        Ok(())
     }
 
     /// The image encoder that comes with the first adapter that has one, unless the pipeline has its own or the

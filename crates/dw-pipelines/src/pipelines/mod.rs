@@ -8,6 +8,7 @@ mod adapt;
 pub mod arguments;
 mod cache;
 mod call;
+pub(crate) mod check;
 mod clip_pixels;
 pub mod components;
 mod control;

@@ -10,6 +10,7 @@ mod engine;
 mod error;
 mod fetch;
 mod media;
+mod memory;
 mod pipelines;
 mod preview;
 mod run;

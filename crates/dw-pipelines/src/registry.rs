@@ -1,13 +1,16 @@
 //! The table of pipeline classes: what each is called, what it takes, what it is made of, what runs it. One file for
 //! each family.
 
+mod flux;
 mod stable_diffusion;
+mod stable_diffusion_3;
 
 use dw_core::{arguments::Arguments, artifact::Entry, nearest::nearest};
 use serde_json::Value;
 
 use crate::{
     Error, Result,
+    adapters::lora::Denoiser,
     pipelines::{
         Surroundings,
         arguments::{merged_schema, refuse_unknown},
@@ -65,6 +68,8 @@ pub(crate) enum Task {
     Edit,
     /// Pictures made larger.
     Upscale,
+    /// Prompts for another class.
+    Prior,
 }
 
 /// What steers a class besides prompts.
@@ -102,13 +107,30 @@ pub(crate) enum Family {
     Upscaler,
     /// Stable Diffusion's upscaler by two, from latents to latents.
     LatentUpscaler,
+    /// Stable Diffusion 3 and 3.5.
+    StableDiffusion3,
+    /// FLUX.1.
+    Flux,
 }
 
 impl Family {
+    /// What removes the noise in its models.
+    pub(crate) fn denoiser(self) -> Denoiser {
+        match self {
+            Self::StableDiffusion | Self::StableDiffusionXl | Self::Upscaler | Self::LatentUpscaler => Denoiser::Unet,
+            Self::StableDiffusion3 => Denoiser::StableDiffusion3,
+            Self::Flux => Denoiser::Flux,
+        }
+    }
+
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
-        let is_other = ["StableDiffusion3", "StableDiffusionDepth"];
-        if class.starts_with("StableDiffusionUpscale") {
+        let is_other = ["StableDiffusionDepth"];
+        if class.starts_with("Flux") && !class.starts_with("Flux2") {
+            Some(Self::Flux)
+        } else if class.starts_with("StableDiffusion3") {
+            Some(Self::StableDiffusion3)
+        } else if class.starts_with("StableDiffusionUpscale") {
             Some(Self::Upscaler)
         } else if class.starts_with("StableDiffusionLatentUpscale") {
             Some(Self::LatentUpscaler)
@@ -124,6 +146,17 @@ impl Family {
 
 const fn slot(name: &'static str, kind: Kind) -> Slot {
     Slot { name, kind }
+}
+
+/// The slots of a family after one more, which is loaded first.
+const fn with_slot<const N: usize, const M: usize>(slots: &[Slot; N], first: Slot) -> [Slot; M] {
+    let mut all = [first; M];
+    let mut at = 0;
+    while at < N {
+        all[at + 1] = slots[at];
+        at += 1;
+    }
+    all
 }
 
 /// The classes that leave it to the model what they are.
@@ -155,7 +188,8 @@ static GENERAL: &[PipelineClass] = &[
 ];
 
 /// The classes of each family, and those that stand for any.
-static FAMILIES: [&[PipelineClass]; 2] = [stable_diffusion::CLASSES, GENERAL];
+static FAMILIES: [&[PipelineClass]; 4] =
+    [stable_diffusion::CLASSES, stable_diffusion_3::CLASSES, flux::CLASSES, GENERAL];
 
 /// Every pipeline class of this build.
 pub fn classes() -> impl Iterator<Item = &'static PipelineClass> {
@@ -183,6 +217,8 @@ pub fn check_call(class: &str, arguments: &Arguments) -> Result<Vec<String>> {
             refuse_unknown(row.name, arguments, &schema)?;
             check(implementation.task, &schema, arguments)
         }
+        // Their calls check the same once the model is there.
+        Family::StableDiffusion3 | Family::Flux => Ok(Vec::new()),
     }
 }
 

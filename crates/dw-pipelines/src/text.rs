@@ -1,9 +1,10 @@
-//! Turns prompts into token ids as CLIP text encoders expect them.
+//! Turns prompts into token ids as CLIP text encoders expect them, and (see [`T5Tokenizer`]) T5 encoders.
 //!
 //! Owns reading a tokenizer folder (`tokenizer.json`, or `vocab.json` with `merges.txt`) and the rules
 //! around it: begin and end marks, padding, truncation. Encoding ids into embeddings is left to the
 //! models, and how several encoders are combined to the pipelines.
 
+mod t5;
 pub mod weighting;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 use serde_json::{Map, Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
+pub use self::t5::T5Tokenizer;
 use crate::{Error, Result};
 
 /// Splits cleaned text into words, numbers and runs of punctuation (CLIP's `bpe_simple_tokenizer`).
@@ -43,7 +45,7 @@ pub struct TokenizerFiles {
 /// One prompt as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// Begin mark, text, end mark, padding: always as many as [`ClipTokenizer::max_length`].
+    /// Text with its marks and padding: always as many as the encoder reads.
     pub ids: Vec<u32>,
     /// The end of the prompt that did not fit, as the user wrote it.
     pub lost: Option<String>,

@@ -8,7 +8,14 @@ pub mod clip;
 pub mod clip_vision;
 pub mod config;
 pub mod controlnet;
+pub mod flux;
 pub mod ip_adapter;
+mod mmdit;
+pub mod sd3;
+pub mod sd3_controlnet;
+pub mod siglip;
+pub mod t5;
+pub mod tiling;
 pub mod unet;
 pub mod vae;
 
@@ -18,6 +25,16 @@ pub use controlnet::{
     ConditionConfig, ControlNetConfig, ControlNetInput, ControlNetModel, ControlNetOutput, ControlNetUnionConfig,
     ControlNetUnionInput, ControlNetUnionModel,
 };
+pub use flux::{
+    FluxConfig, FluxInput, FluxResiduals, FluxTransformer2DModel,
+    controlnet::{FluxControlNetConfig, FluxControlNetInput, FluxControlNetModel},
+    redux::{ReduxConfig, ReduxImageEncoder},
+};
 pub use ip_adapter::{ImageFeatures, IpAdapter};
+pub use sd3::{Sd3Config, Sd3Input, Sd3Transformer2DModel};
+pub use sd3_controlnet::{Sd3ControlNetConfig, Sd3ControlNetInput, Sd3ControlNetModel};
+pub use siglip::{SiglipVisionConfig, SiglipVisionModel};
+pub use t5::{T5Config, T5EncoderModel};
+pub use tiling::Tiling;
 pub use unet::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

@@ -7,17 +7,22 @@ mod activation;
 mod attention;
 mod conv;
 mod embedding;
+mod limits;
 mod linear;
 mod norm;
 mod resample;
+mod rotary;
 
 pub use activation::{Activation, geglu};
 pub use attention::{AttentionOptions, Mask, attention};
 pub use conv::{Conv2d, Conv2dOptions};
 pub use embedding::{Embedding, TimestepEmbedding, Timesteps};
+pub use limits::Limits;
+pub(crate) use limits::feed_forward;
 pub use linear::Linear;
-pub use norm::{GroupNorm, LayerNorm};
+pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use resample::{upsample_nearest, upsample_nearest_2x};
+pub use rotary::Rotary;
 
 use candle_core::{DType, Device};
 

@@ -1,4 +1,4 @@
-//! Group and layer normalisation, computed in f32 for 16-bit models, as the reference does.
+//! Group, layer and root-mean-square normalisation, computed in f32 for 16-bit models, as the reference does.
 
 use candle_core::{D, Tensor};
 
@@ -47,7 +47,40 @@ impl LayerNorm {
     }
 }
 
+impl LayerNorm {
+    /// The same without weight and bias: `x` brought to mean 0 and deviation 1, in the type of `x`.
+    pub fn plain(x: &Tensor, eps: f64) -> Result<Tensor> {
+        let input = x.to_dtype(wide(x.dtype()))?;
+        let centred = input.broadcast_sub(&input.mean_keepdim(D::Minus1)?)?;
+        let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+        Ok(centred.broadcast_div(&deviation)?.to_dtype(x.dtype())?)
+    }
+}
+
+/// Divides the last dimension by its root mean square; Zhang and Sennrich 2019, arXiv:1910.07467.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    /// `(size,)`, f32 for a 16-bit model.
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Same shape and type as the input.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let input = x.to_dtype(self.weight.dtype())?.contiguous()?;
+        let normed = candle_nn::ops::rms_norm(&input, &self.weight, self.eps as f32)?;
+        Ok(normed.to_dtype(x.dtype())?)
+    }
+}
+
 impl Weights {
+    /// The RMS norm at this path: `weight` of shape `(size,)`.
+    pub fn rms_norm(&self, size: usize, eps: f64) -> Result<RmsNorm> {
+        let weight = self.get(size, "weight")?;
+        Ok(RmsNorm { weight: weight.to_dtype(wide(weight.dtype()))?, eps })
+    }
+
     /// The group norm at this path: `weight` and `bias` of shape `(channels,)`.
     pub fn group_norm(&self, groups: usize, channels: usize, eps: f64) -> Result<GroupNorm> {
         if groups == 0 || !channels.is_multiple_of(groups) {
@@ -124,6 +157,27 @@ mod tests {
         for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
             let expected = expected * (1.0 + (i / 4 % 4) as f32) + 0.5;
             assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn an_rms_norm_leaves_the_mean_where_it_is() {
+        let x = Tensor::new(&[[3.0f32, 4.0, 0.0, 0.0]], &Device::Cpu).expect("a small tensor");
+        let norm = weights(4, DType::F32).rms_norm(4, 0.0).expect("the shapes fit");
+        let found = vec(&norm.forward(&x).expect("the shapes fit"));
+        // The mean square is 6.25; the weights are 1, 2, 3, 4.
+        for (found, expected) in found.iter().zip([1.2f32, 3.2, 0.0, 0.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn a_layer_norm_without_parameters_has_mean_0_and_deviation_1() {
+        let values = [4000.0f32, 4001.0, 4002.5, 3999.0];
+        let x = Tensor::new(&values, &Device::Cpu).and_then(|x| x.reshape((1, 4))).expect("a small tensor");
+        let found = vec(&LayerNorm::plain(&x, 1e-6).expect("a float tensor"));
+        for (found, expected) in found.iter().zip(normalised(&values, 1e-6)) {
+            assert!((found - expected).abs() < 1e-3, "{found} is not {expected}");
         }
     }
 

@@ -171,6 +171,11 @@ impl From<f64> for Numbers {
 }
 
 impl Numbers {
+    /// How many numbers there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// `count` numbers: the list, or the one number for each.
     pub(crate) fn for_each(&self, name: &str, count: usize, of: &str) -> Result<Vec<f64>> {
         match self.0.as_slice() {

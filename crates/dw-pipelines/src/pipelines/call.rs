@@ -57,17 +57,20 @@ impl Denoising<'_> {
         surroundings: Surroundings<'_>,
     ) -> Result<Entry> {
         let Surroundings { generators, context, observer } = surroundings;
+        // Prompts and start pictures are encoded: whoever came for that goes.
+        self.parts.memory.occupancy.leave();
         let started = Instant::now();
         let options = StepOptions { eta: Some(self.call.eta), ..StepOptions::default() };
         let denoising =
             Loop { scheduler, indices: self.indices, options, kept: self.kept, generators, context, observer };
         let latents = denoising.run(latents, predict)?;
+        self.parts.memory.occupancy.leave();
         stage_finished(context, "denoise", started);
         if self.call.output_type == OutputType::Latent {
             return Ok(Entry::from(latent_artifact(&latents)?));
         }
         let started = Instant::now();
-        let artifacts: Vec<Artifact> = decode(self.parts.vae()?, &latents, self.scaling, self.upcast, context)?;
+        let artifacts: Vec<Artifact> = decode(self.parts, &latents, self.scaling, self.upcast, context)?;
         stage_finished(context, "decode", started);
         Ok(Entry { artifacts, properties: Vec::new() })
     }
@@ -83,10 +86,15 @@ pub(crate) fn check_decoder(parts: &Parts, call: &Generation) -> Result<()> {
 
 /// Lays the schedule out, after checking that the scheduler can take a custom one.
 pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, call: &Generation) -> Result<()> {
-    for (name, given, accepted) in [
-        ("timesteps", call.timesteps.is_some(), scheduler.accepts_timesteps()),
-        ("sigmas", call.sigmas.is_some(), scheduler.accepts_sigmas()),
-    ] {
+    refuse_unaccepted(scheduler, call.timesteps.is_some(), call.sigmas.is_some())?;
+    scheduler.set_timesteps(&call.timestep_request())
+}
+
+/// Refuses timesteps or noise levels, where they are given, for a scheduler that does not take them.
+pub(crate) fn refuse_unaccepted(scheduler: &dyn Scheduler, timesteps: bool, sigmas: bool) -> Result<()> {
+    for (name, given, accepted) in
+        [("timesteps", timesteps, scheduler.accepts_timesteps()), ("sigmas", sigmas, scheduler.accepts_sigmas())]
+    {
         if given && !accepted {
             let class = scheduler.class();
             return Err(refuse(
@@ -95,7 +103,7 @@ pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, call: &Generation) ->
             ));
         }
     }
-    scheduler.set_timesteps(&call.timestep_request())
+    Ok(())
 }
 
 /// How many denoising steps a call asks for, by number or by list.

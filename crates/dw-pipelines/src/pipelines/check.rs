@@ -31,6 +31,8 @@ pub(crate) fn check(task: Task, schema: &Value, arguments: &Arguments) -> Result
             group::<StartPictures>(arguments)?.given(arguments)?;
         }
         Task::Inpaint => remarks.extend(masks(arguments)?),
+        // None of these families makes prompts for another.
+        Task::Prior => {}
     }
     Ok(remarks)
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use dw_core::picture::{Filter, resize, to_rgb};
-use image::DynamicImage;
+use image::{DynamicImage, RgbImage};
 use serde_json::Value;
 
 use crate::Result;
@@ -40,6 +40,19 @@ impl ClipPixels {
         }
     }
 
+    /// Reads the `preprocessor_config.json` of a SigLIP encoder; what it leaves out is SigLIP's own.
+    pub(crate) fn of_siglip(config: Option<&Value>) -> Self {
+        let own = serde_json::json!({ "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5] });
+        Self::new(Some(config.filter(|config| config.get("image_mean").is_some()).unwrap_or(&own)))
+    }
+
+    /// A picture as `(1, 3, side, side)` in f32: all of it, whatever its shape was.
+    pub(crate) fn stretched(&self, picture: &DynamicImage, side: usize, device: &Device) -> Result<Tensor> {
+        let size = side as u32;
+        let picture = resize(&to_rgb(picture).into(), size, size, Filter::Bicubic).to_rgb8();
+        self.normalised(&picture, (0, 0), side, device)
+    }
+
     /// A picture as `(1, 3, side, side)` in f32: its middle, `side` being what the encoder takes.
     pub(crate) fn prepare(&self, picture: &DynamicImage, side: usize, device: &Device) -> Result<Tensor> {
         let (width, height) = (picture.width().max(1), picture.height().max(1));
@@ -50,7 +63,12 @@ impl ClipPixels {
         let (new_width, new_height) =
             if width <= height { (shortest, longer(height, width)) } else { (longer(width, height), shortest) };
         let picture = resize(&to_rgb(picture).into(), new_width, new_height, Filter::Bicubic).to_rgb8();
-        let (left, top) = ((new_width - wanted) / 2, (new_height - wanted) / 2);
+        self.normalised(&picture, ((new_width - wanted) / 2, (new_height - wanted) / 2), side, device)
+    }
+
+    /// The square of a picture whose left upper corner is named.
+    fn normalised(&self, picture: &RgbImage, (left, top): (u32, u32), side: usize, device: &Device) -> Result<Tensor> {
+        let wanted = side as u32;
         let mut values = Vec::with_capacity(3 * side * side);
         for channel in 0..3 {
             for y in top..top + wanted {
@@ -66,7 +84,7 @@ impl ClipPixels {
 
 #[cfg(test)]
 mod tests {
-    use image::{Rgb, RgbImage};
+    use image::Rgb;
     use serde_json::json;
 
     use super::*;

@@ -34,6 +34,12 @@ pub(crate) struct ControlArguments {
     pub(crate) control_guidance_start: Numbers,
     /// The fraction of the steps after which control ends, 0 to 1; a list as for the scale.
     pub(crate) control_guidance_end: Numbers,
+}
+
+/// Whether the prompt is left aside.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct GuessMode {
     /// Follows the control picture even where the prompt says nothing: only the prompted half of each step is
     /// steered, and coarse structure more than detail.
     pub(crate) guess_mode: bool,
@@ -45,7 +51,6 @@ impl Default for ControlArguments {
             controlnet_conditioning_scale: 1.0.into(),
             control_guidance_start: 0.0.into(),
             control_guidance_end: 1.0.into(),
-            guess_mode: false,
         }
     }
 }
@@ -79,7 +84,7 @@ pub(crate) struct ControlModes {
 
 /// How strongly and when a picture acts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Acting {
+pub(crate) struct Acting {
     scale: f64,
     start: f64,
     end: f64,
@@ -124,7 +129,8 @@ impl<'a> ControlCall<'a> {
         }
         let mut pictures: Vec<Vec<&DynamicImage>> =
             if is_single { vec![pictures] } else { pictures.into_iter().map(|picture| vec![picture]).collect() };
-        let (acting, is_guess) = acting(arguments, count, "ControlNet(s)")?;
+        let acting = acting(arguments, count, "ControlNet(s)")?;
+        let GuessMode { guess_mode: is_guess } = group(arguments)?;
         let net = |((model, acting), pictures): ((ControlModel<'a>, Acting), Vec<&'a DynamicImage>)| NetCall {
             model,
             pictures: vec![pictures],
@@ -146,7 +152,8 @@ impl<'a> ControlCall<'a> {
         let ControlPictures { control_image } = group(arguments)?;
         let pictures = all_pictures(arguments, name, control_image)?;
         let kinds = kinds(arguments, pictures.len())?;
-        let (acting, is_guess) = acting(arguments, pictures.len(), "control picture(s)")?;
+        let acting = acting(arguments, pictures.len(), "control picture(s)")?;
+        let GuessMode { guess_mode: is_guess } = group(arguments)?;
         let nets = if let [model] = models[..] {
             let pictures = pictures.into_iter().map(|picture| vec![picture]).collect();
             vec![NetCall { model, pictures, kinds, acting }]
@@ -229,15 +236,20 @@ impl<'a> ControlCall<'a> {
     }
 }
 
-fn all_pictures<'a>(arguments: &'a Arguments, name: &str, given: Option<Pictures>) -> Result<Vec<&'a DynamicImage>> {
+/// The control pictures behind the argument `name`; none is an error.
+pub(crate) fn all_pictures<'a>(
+    arguments: &'a Arguments,
+    name: &str,
+    given: Option<Pictures>,
+) -> Result<Vec<&'a DynamicImage>> {
     match given {
         Some(given) if !given.handles().is_empty() => pictures((name, "a picture"), arguments, given.handles()),
         _ => Err(refuse(name, "is missing; give the picture that steers the result")),
     }
 }
 
-/// Scale and window of each of `count` things (`of` says what they are), and whether guess mode is on.
-fn acting(arguments: &Arguments, count: usize, of: &str) -> Result<(Vec<Acting>, bool)> {
+/// Scale and window of each of `count` things (`of` says what they are).
+pub(crate) fn acting(arguments: &Arguments, count: usize, of: &str) -> Result<Vec<Acting>> {
     let given: ControlArguments = group(arguments)?;
     let (start_name, end_name) = ("control_guidance_start", "control_guidance_end");
     let scales = given.controlnet_conditioning_scale.for_each("controlnet_conditioning_scale", count, of)?;
@@ -256,11 +268,11 @@ fn acting(arguments: &Arguments, count: usize, of: &str) -> Result<(Vec<Acting>,
         }
         Ok(Acting { scale, start, end })
     });
-    Ok((acting.collect::<Result<_>>()?, given.guess_mode))
+    acting.collect()
 }
 
 /// The kind of each of `count` pictures.
-fn kinds(arguments: &Arguments, count: usize) -> Result<Vec<usize>> {
+pub(crate) fn kinds(arguments: &Arguments, count: usize) -> Result<Vec<usize>> {
     let name = "control_mode";
     let ControlModes { control_mode } = group(arguments)?;
     let Some(modes) = control_mode else {
@@ -354,7 +366,7 @@ impl Control<'_> {
 
 impl Acting {
     /// The scale in step `position` of `total`: 0 unless the whole step lies in the window.
-    fn at(self, position: usize, total: usize) -> f64 {
+    pub(crate) fn at(self, position: usize, total: usize) -> f64 {
         let fraction = |position: usize| position as f64 / total as f64;
         let is_outside = fraction(position) < self.start || fraction(position + 1) > self.end;
         if is_outside { 0.0 } else { self.scale }

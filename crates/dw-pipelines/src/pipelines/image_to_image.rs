@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     arguments::tensor,
     components::Parts,
-    decode::{Scaling, scaled},
+    decode::{Scaling, encode, scaled},
     fit::{Fit, own_size},
     text_to_image::{Canvas, refuse},
     unet::{scale_factor, side_multiple, size_like},
@@ -139,7 +139,7 @@ impl Start {
 pub(crate) fn latents(parts: &Parts, arguments: &Arguments, handles: &[ArtifactRef]) -> Result<Start> {
     let rows = handles.iter().map(|&handle| tensor(arguments, "image", handle, DType::F32, &parts.device));
     let rows = rows.collect::<Result<Vec<_>>>()?;
-    let predicted = parts.unet()?.config().out_channels;
+    let predicted = parts.denoiser()?.channels;
     let channels = parts.vae().map_or(predicted, |vae| vae.config().latent_channels);
     match rows.iter().find(|row| row.rank() != 4 || row.dims()[1] != channels) {
         Some(row) => Err(refuse(
@@ -186,7 +186,7 @@ pub(crate) fn clean_latents(
     encoding: Encoding,
     generators: &mut Generators,
 ) -> Result<Tensor> {
-    let dtype = parts.unet()?.dtype();
+    let dtype = parts.denoiser()?.dtype;
     let latents = match start {
         Start::Latents(latents) => latents.to_dtype(dtype)?,
         Start::Pixels(pixels) => encoded(parts, pixels, pictures, encoding, generators)?,
@@ -204,15 +204,20 @@ pub(crate) fn encoded(
     generators: &mut Generators,
 ) -> Result<Tensor> {
     let vae = parts.vae()?;
-    let wide = (encoding.upcast && vae.config().force_upcast).then(|| vae.with_dtype(DType::F32)).transpose()?;
-    let vae = wide.as_ref().unwrap_or(vae);
-    let (mut mean, mut log_variance) = vae.encode(pixels)?;
+    let (mut mean, mut log_variance) = encode(parts, pixels, encoding.upcast && vae.config().force_upcast)?;
     if encoding.for_each_picture && matches!(generators, Generators::Each(_)) {
         (mean, log_variance) = (tiled(&mean, pictures)?, tiled(&log_variance, pictures)?);
     }
     let noise = generators.randn_first(mean.dims(), mean.dtype(), mean.device())?;
     let sample = (&mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
-    scaled(&sample.to_dtype(parts.unet()?.dtype())?, vae.config(), encoding.scaling)
+    scaled(&sample.to_dtype(parts.denoiser()?.dtype)?, vae.config(), encoding.scaling)
+}
+
+/// Pixels in -1 to 1 as the most likely latents in the denoiser's type; nothing is drawn.
+pub(crate) fn most_likely(parts: &Parts, pixels: &Tensor, scaling: Scaling) -> Result<Tensor> {
+    let vae = parts.vae()?;
+    let (mean, _) = vae.encode(pixels)?;
+    scaled(&mean.to_dtype(parts.denoiser()?.dtype)?, vae.config(), scaling)
 }
 
 /// All rows, over and over, until there are `rows` of them.

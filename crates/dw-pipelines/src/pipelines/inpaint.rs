@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{
     arguments::{group, optional_whole, tensor},
     call::check_decoder,
-    components::Parts,
+    components::{Denoiser, Parts},
     denoise::{Kept, initial_latents},
     fit::{Fit, Region, overlay, own_size},
     image_to_image::{
@@ -151,7 +151,7 @@ impl<'a> Repaint<'a> {
             masks => Tensor::cat(masks, 0)?,
         };
         let masked = Masked::of(parts, arguments, given.masked_image_latents, &start, &mask)?;
-        if matches!((&masked, channels), (Masked::Unknown, UnetChannels::Surrounding)) {
+        if matches!((&masked, channels), (Masked::Unknown, UnetChannels::Surrounding | UnetChannels::Filled)) {
             return Err(refuse("masked_image_latents", "is missing; this model needs it where `image` is latents"));
         }
         Ok(Self { start, mask, masked, fit, whole })
@@ -166,30 +166,38 @@ impl<'a> Repaint<'a> {
         generators: &mut Generators,
     ) -> Result<Opening> {
         let Beginning { scheduler, index, is_pure_noise, adds_noise, given_noise, encoding } = beginning;
-        let unet = parts.unet()?;
+        let denoiser = parts.denoiser()?;
         let channels = UnetChannels::of(parts)?;
         let is_blended = matches!(channels, UnetChannels::Latents);
         let needs_clean = is_blended || !adds_noise || (given_noise.is_none() && !is_pure_noise);
         let clean =
             if needs_clean { Some(clean_latents(parts, &self.start, pictures, encoding, generators)?) } else { None };
         let scale = scale_factor(parts);
-        let shape = [pictures, unet.config().out_channels, self.fit.height / scale, self.fit.width / scale];
+        let shape = [pictures, denoiser.channels, self.fit.height / scale, self.fit.width / scale];
         let is_given = given_noise.is_some() && adds_noise;
         let given_noise = given_noise.filter(|_| adds_noise);
-        let noise = initial_latents(given_noise, &shape, (unet.dtype(), &parts.device), generators, 1.0)?;
+        let noise = initial_latents(given_noise, &shape, (denoiser.dtype, &parts.device), generators, 1.0)?;
         let latents = match &clean {
             Some(clean) if !adds_noise => clean.clone(),
             Some(clean) if !is_given && !is_pure_noise => scheduler.add_noise(clean, &noise, index)?,
             _ => (&noise * scheduler.init_noise_sigma())?,
         };
-        let mask = tiled(&at_latents(&self.mask, scale)?.to_dtype(unet.dtype())?, pictures)?;
+        let mask = match channels {
+            UnetChannels::Filled => pixels_of_latents(&self.mask, scale)?,
+            UnetChannels::Latents | UnetChannels::Surrounding => at_latents(&self.mask, scale)?,
+        };
+        let mask = tiled(&mask.to_dtype(denoiser.dtype)?, pictures)?;
         if let (UnetChannels::Latents, Some(clean)) = (channels, clean) {
             // The reference encodes the masked picture here, too, and draws for it.
             self.masked.draw(parts, scale, encoding, generators)?;
             return Ok(Opening { latents, kept: Some(Kept { mask, clean, noise }), surrounding: None });
         }
         let masked = self.masked.encoded(parts, pictures, encoding, generators)?;
-        Ok(Opening { latents, kept: None, surrounding: Some(Tensor::cat(&[mask, masked], 1)?) })
+        let surrounding = match channels {
+            UnetChannels::Filled => Tensor::cat(&[masked, mask], 1)?,
+            UnetChannels::Latents | UnetChannels::Surrounding => Tensor::cat(&[mask, masked], 1)?,
+        };
+        Ok(Opening { latents, kept: None, surrounding: Some(surrounding) })
     }
 
     /// The pictures of a result inside the whole picture, when only a region was painted.
@@ -211,19 +219,22 @@ enum UnetChannels {
     Latents,
     /// Latents, mask and masked latents.
     Surrounding,
+    /// Latents, masked latents, and the mask with all the pixels of a latent as channels (Flux Fill).
+    Filled,
 }
 
 impl UnetChannels {
     fn of(parts: &Parts) -> Result<Self> {
-        let config = parts.unet()?.config();
-        let (read, predicted) = (config.in_channels, config.out_channels);
+        let Denoiser { in_channels: read, channels: predicted, .. } = parts.denoiser()?;
         if read == predicted {
             Ok(Self::Latents)
         } else if read == 2 * predicted + 1 {
             Ok(Self::Surrounding)
+        } else if read == 2 * predicted + scale_factor(parts).pow(2) {
+            Ok(Self::Filled)
         } else {
             Err(Error::Unsupported(format!(
-                "this model's UNet reads {read} channels; inpainting needs one that reads {predicted}, or {} with mask \
+                "this model's denoiser reads {read} channels; inpainting needs one that reads {predicted}, or {} with mask \
                  and masked picture; use a model made for inpainting or a plain one",
                 2 * predicted + 1
             )))
@@ -241,9 +252,9 @@ impl Masked {
     ) -> Result<Self> {
         if let Some(handle) = given {
             let name = "masked_image_latents";
-            let masked = tensor(arguments, name, handle, parts.unet()?.dtype(), &parts.device)?;
+            let masked = tensor(arguments, name, handle, parts.denoiser()?.dtype, &parts.device)?;
             let scale = scale_factor(parts);
-            let wanted = [parts.unet()?.config().out_channels, mask.dim(2)? / scale, mask.dim(3)? / scale];
+            let wanted = [parts.denoiser()?.channels, mask.dim(2)? / scale, mask.dim(3)? / scale];
             return match masked.dims() {
                 [_, rest @ ..] if *rest == wanted => Ok(Self::Latents(masked)),
                 dims => Err(refuse(
@@ -282,7 +293,7 @@ impl Masked {
     fn draw(&self, parts: &Parts, scale: usize, encoding: Encoding, generators: &mut Generators) -> Result<()> {
         let Self::Pixels(pixels) = self else { return Ok(()) };
         let (rows, _, height, width) = pixels.dims4()?;
-        let shape = [rows, parts.unet()?.config().out_channels, height / scale, width / scale];
+        let shape = [rows, parts.denoiser()?.channels, height / scale, width / scale];
         let vae = parts.vae()?;
         let dtype = if encoding.upcast && vae.config().force_upcast { DType::F32 } else { vae.dtype() };
         generators.randn_first(&shape, dtype, &Device::Cpu)?;
@@ -295,6 +306,14 @@ fn at_latents(mask: &Tensor, scale: usize) -> Result<Tensor> {
     let (rows, _, height, width) = mask.dims4()?;
     let blocks = mask.reshape((rows, height / scale, scale, width / scale, scale))?;
     Ok(blocks.narrow(2, 0, 1)?.narrow(D::Minus1, 0, 1)?.reshape((rows, 1, height / scale, width / scale))?)
+}
+
+/// All the values for each latent: `(n, 1, height, width)` to `(n, scale * scale, height / scale, width / scale)`.
+fn pixels_of_latents(mask: &Tensor, scale: usize) -> Result<Tensor> {
+    let (rows, _, height, width) = mask.dims4()?;
+    let (down, across) = (height / scale, width / scale);
+    let blocks = mask.reshape((rows, down, scale, across, scale))?.permute((0, 2, 4, 1, 3))?;
+    Ok(blocks.reshape((rows, scale * scale, down, across))?)
 }
 
 /// The picture and the mask of a call that paints a region; there can only be one of each, of one size.

@@ -3,10 +3,13 @@
 //! Works in two passes, so that everything that can be known without reading weights is checked first and
 //! progress can say how much there is to read.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use candle_core::{DType, Device};
-use dw_core::event::Event;
+use candle_core::{DType, Device, Shape, Tensor};
+use dw_core::{event::Event, fit::FitPlan};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -16,20 +19,26 @@ use super::{
     clip_pixels::ClipPixels,
     components::{Component, Model, Parts, SchedulerSetup, SharedComponent, numbered},
     ip_adapter::{Found, IpAdapters, check_encoder},
+    memory::{Call, Decision, Memory, Need as MemoryNeed, base_name, decide, refuse_if_too_large, stage_of},
 };
 use crate::{
     Error, Result, device,
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{
         AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetConfig, ControlNetModel, ControlNetUnionModel,
-        Unet2DConditionModel, UnetConfig, config::without_nulls,
+        FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
+        SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
-    registry::Implementation,
-    request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
+    quant::{QuantizationRequest, Scheme},
+    registry::{Implementation, Task},
+    request::{ComponentChoice, ComponentRequest, Context, Paging, PipelineRequest, SchedulerRequest},
     schedulers,
-    text::ClipTokenizer,
-    weights::Weights,
+    text::{ClipTokenizer, T5Tokenizer},
+    weights::{Occupancy, Placement, Rest, Weights, paging::Pager},
 };
+
+mod flux_family;
+mod sd3_family;
 
 const CONTROLNET: &str = "ControlNetModel";
 const CONTROLNET_UNION: &str = "ControlNetUnionModel";
@@ -44,6 +53,10 @@ pub(crate) enum Kind {
     Tokenizer,
     /// A CLIP text encoder.
     ClipText,
+    /// A T5 tokenizer.
+    T5Tokenizer,
+    /// A T5 text encoder.
+    T5,
     /// A CLIP image encoder.
     ClipVision,
     /// A `UNet2DConditionModel`.
@@ -52,6 +65,18 @@ pub(crate) enum Kind {
     Vae,
     /// A `ControlNetModel` or `ControlNetUnionModel`; a step may list several.
     ControlNet,
+    /// An `SD3Transformer2DModel`.
+    Sd3Transformer,
+    /// An `SD3ControlNetModel`; a step may list several.
+    Sd3ControlNet,
+    /// A `FluxTransformer2DModel`.
+    FluxTransformer,
+    /// A `FluxControlNetModel`; a step may list several.
+    FluxControlNet,
+    /// A SigLIP image encoder.
+    Siglip,
+    /// A `ReduxImageEncoder`.
+    Redux,
 }
 
 impl Kind {
@@ -60,11 +85,41 @@ impl Kind {
         match self {
             Self::Tokenizer => &["CLIPTokenizer", "CLIPTokenizerFast"],
             Self::ClipText => &["CLIPTextModel", "CLIPTextModelWithProjection"],
+            Self::T5Tokenizer => &["T5Tokenizer", "T5TokenizerFast"],
+            Self::T5 => &["T5EncoderModel"],
             Self::ClipVision => &["CLIPVisionModelWithProjection"],
             Self::Unet => &["UNet2DConditionModel"],
             Self::Vae => &["AutoencoderKL"],
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
+            Self::Sd3Transformer => &["SD3Transformer2DModel"],
+            Self::Sd3ControlNet => &["SD3ControlNetModel"],
+            Self::FluxTransformer => &["FluxTransformer2DModel"],
+            Self::FluxControlNet => &["FluxControlNetModel"],
+            Self::Siglip => &["SiglipVisionModel"],
+            Self::Redux => &["ReduxImageEncoder"],
         }
+    }
+
+    /// Whether a step may list several.
+    fn is_listed(self) -> bool {
+        matches!(self, Self::ControlNet | Self::Sd3ControlNet | Self::FluxControlNet)
+    }
+
+    /// Whether it is made of a vocabulary and has no weights.
+    fn is_tokenizer(self) -> bool {
+        matches!(self, Self::Tokenizer | Self::T5Tokenizer)
+    }
+
+    /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
+    /// replaces the denoiser and what steers it.
+    fn is_needed(self) -> bool {
+        matches!(self, Self::Unet | Self::Sd3Transformer | Self::FluxTransformer | Self::Siglip | Self::Redux)
+            || self.is_listed()
+    }
+
+    /// Whether LoRAs may act on it.
+    fn takes_adapters(self) -> bool {
+        matches!(self, Self::ClipText | Self::T5 | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
     }
 }
 
@@ -85,7 +140,15 @@ struct Planned {
     folder: String,
     /// None for a tokenizer.
     weights: Option<WeightFiles>,
+    /// Whether its weights are of the variant that is asked for; none when none is, or it is not the model's own.
+    has_variant: Option<bool>,
     dtype: DType,
+    /// How its layers are stored, where the step says so.
+    scheme: Option<Scheme>,
+    /// Where it runs.
+    device: Device,
+    /// When its layers come and go; none when they stay.
+    paging: Option<Paging>,
 }
 
 /// Where a component comes from.
@@ -104,34 +167,30 @@ pub(crate) fn load(
     context: Context<'_>,
 ) -> Result<Parts> {
     check_names(request, implementation)?;
-    let scheduler = scheduler_setup("scheduler", request.scheduler.as_ref(), (&files, &index), context)?;
+    let scheduler = match implementation.task {
+        // Nothing is denoised.
+        Task::Prior => SchedulerSetup::unused(),
+        _ => scheduler_setup("scheduler", request.scheduler.as_ref(), (&files, &index), context)?,
+    };
     let has_low_res = index.pointer("/low_res_scheduler/1").is_some_and(Value::is_string);
     let low_res_scheduler =
         has_low_res.then(|| scheduler_setup("low_res_scheduler", None, (&files, &index), context)).transpose()?;
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
-    let mut planner = Planner { request, files, index: &index, hub, cache, context, variant: VariantUse::default() };
-    let mut origins = Vec::new();
-    for slot in implementation.slots {
-        let planned = planner.plan(*slot)?;
-        // Prompts can come encoded and latents can be the result, but nothing replaces the denoiser and what steers it.
-        if planned.is_empty() && matches!(slot.kind, Kind::Unet | Kind::ControlNet) {
-            let (class, name) = (implementation.class, slot.name);
-            return Err(Error::Unsupported(format!(
-                "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
-                 `{name}` to the step"
-            )));
-        }
-        origins.extend(planned);
-    }
-    planner.check_variant()?;
-    check_family(&origins)?;
-    if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
-        origins.push((planned.name.clone(), Origin::Loaded(planned)));
-    }
+    let planner = Planner { request, files, index: &index, hub, cache, context };
+    let mut origins = planner.origins(implementation, &found)?;
     let pixels = planner.clip_pixels(&found)?;
-    let adapters = Adapters::find(request, hub, context)?;
-    let mut components = read_all(origins, &request.device, cache, context)?;
+    let feature_extractor = planner.own_feature_extractor(implementation)?;
+    let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
+    let Decision { paging, tiling, plan } = planner.decide(&origins)?;
+    context.events.emit(Event::FitPlan { plan: plan.clone() });
+    refuse_if_too_large(&plan, &request.memory)?;
+    for (_, origin) in &mut origins {
+        if let Origin::Loaded(planned) = origin {
+            planned.page(request.memory.paging(base_name(&planned.name), paging));
+        }
+    }
+    let mut components = read_all(origins, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
     let mut parts = Parts {
         class: implementation.class,
@@ -142,11 +201,31 @@ pub(crate) fn load(
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
+        feature_extractor,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
+        memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
+        fit: Arc::new(plan),
     };
     parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
     Ok(parts)
+}
+
+/// What [`load`] would say about memory, without reading weights.
+pub(crate) fn fit(
+    request: &PipelineRequest,
+    implementation: &Implementation,
+    files: Arc<ModelFiles>,
+    index: &Value,
+    (hub, cache): (&Hub, &ComponentCache),
+    context: Context<'_>,
+) -> Result<FitPlan> {
+    check_names(request, implementation)?;
+    let found: Vec<Found> =
+        request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
+    let planner = Planner { request, files, index, hub, cache, context };
+    let origins = planner.origins(implementation, &found)?;
+    Ok(planner.decide(&origins)?.plan)
 }
 
 /// Refuses replacements for components that the class does not have. Leaving such a component out is fine:
@@ -253,21 +332,99 @@ struct Planner<'a> {
     hub: &'a Hub,
     cache: &'a ComponentCache,
     context: Context<'a>,
-    variant: VariantUse,
-}
-
-/// Which components of the model itself have weights of the variant that is asked for.
-#[derive(Default)]
-struct VariantUse {
-    found: usize,
-    /// Those that are read without it, and the first complaint about that.
-    plain: Vec<&'static str>,
-    complaint: Option<Error>,
 }
 
 impl Planner<'_> {
+    /// Where each component of `implementation` comes from, as far as the model has it.
+    fn origins(&self, implementation: &Implementation, found: &[Found<'_>]) -> Result<Vec<(String, Origin)>> {
+        let mut origins = Vec::new();
+        for slot in implementation.slots {
+            let planned = self.plan(*slot)?;
+            if planned.is_empty() && slot.kind.is_needed() {
+                let (class, name) = (implementation.class, slot.name);
+                return Err(Error::Unsupported(format!(
+                    "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
+                     `{name}` to the step"
+                )));
+            }
+            origins.extend(planned);
+        }
+        self.check_variant(&origins)?;
+        check_family(&origins)?;
+        sd3_family::check(&origins)?;
+        flux_family::check(&origins)?;
+        if let Some(planned) = self.own_image_encoder(found, &origins)? {
+            origins.push((planned.name.clone(), Origin::Loaded(planned)));
+        }
+        let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
+        if !has_unet && !self.request.ip_adapters.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
+                implementation.class
+            )));
+        }
+        self.check_memory_names(&origins)?;
+        Ok(origins)
+    }
+
+    /// Refuses what is said about the memory of components that the pipeline does not have, or cannot be done.
+    fn check_memory_names(&self, origins: &[(String, Origin)]) -> Result<()> {
+        let memory = &self.request.memory;
+        let names = || origins.iter().map(|(name, _)| base_name(name));
+        for (name, asked) in &memory.components {
+            // A type for a component that is left out changes nothing, and is common.
+            if (asked.paging.is_some() || asked.device.is_some()) && !names().any(|known| known == name) {
+                let known = names().collect::<Vec<_>>().join("`, `");
+                return Err(Error::Unsupported(format!(
+                    "`configuration.components` names `{name}`, but the pipeline has no such component; it has `{known}`"
+                )));
+            }
+            let is_elsewhere = asked.device.as_ref().is_some_and(|device| !device.same_device(&self.request.device));
+            if is_elsewhere && stage_of(name) != name {
+                return Err(Error::Unsupported(format!(
+                    "`configuration.components.{name}.device` differs from the device of the pipeline, which is where \
+                     `{name}` must run; set `configuration.device` instead"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What stays on the device, and whether that fits.
+    fn decide(&self, origins: &[(String, Origin)]) -> Result<Decision> {
+        let configs: BTreeMap<&str, Value> = origins
+            .iter()
+            .filter_map(|(name, origin)| match origin {
+                Origin::Loaded(planned) if planned.weights.is_some() => {
+                    Some(planned.raw_config().map(|config| (name.as_str(), config)))
+                }
+                _ => None,
+            })
+            .collect::<Result<_>>()?;
+        let null = Value::Null;
+        let denoiser = configs.iter().find(|(name, _)| ["unet", "transformer"].contains(*name));
+        let vae = configs.get("vae").unwrap_or(&null);
+        let memory = &self.request.memory;
+        let call = Call::new(memory.call, memory.vae_tiling, denoiser.map_or(&null, |(_, config)| config), vae);
+        let mut needs = Vec::new();
+        for (name, origin) in origins {
+            let Origin::Loaded(planned) = origin else { continue };
+            let (Some(files), Some(config)) = (&planned.weights, configs.get(name.as_str())) else { continue };
+            let mut need = MemoryNeed::new(
+                name,
+                (files, planned.scheme.as_ref()),
+                config,
+                (planned.dtype, &planned.device),
+                &call,
+            )?;
+            need.is_loaded = self.cache.contains(&planned.key);
+            needs.push(need);
+        }
+        Ok(decide(memory, &needs, call, &self.request.device))
+    }
+
     /// The components for a slot, by name: none, one, or for ControlNets a list.
-    fn plan(&mut self, slot: Slot) -> Result<Vec<(String, Origin)>> {
+    fn plan(&self, slot: Slot) -> Result<Vec<(String, Origin)>> {
         let name = slot.name;
         let single = |origin: Origin| vec![(name.to_owned(), origin)];
         match self.request.components.get(name) {
@@ -275,7 +432,7 @@ impl Planner<'_> {
             Some(ComponentChoice::Shared) => self.shared(slot).map(Origin::Shared).map(single),
             Some(ComponentChoice::Load(list)) => match list.as_slice() {
                 [component] => self.replacement(slot, component, 0).map(Origin::Loaded).map(single),
-                list if slot.kind == Kind::ControlNet => {
+                list if slot.kind.is_listed() => {
                     let origin = |(at, component)| {
                         Ok((numbered(name, at), Origin::Loaded(self.replacement(slot, component, at)?)))
                     };
@@ -288,44 +445,39 @@ impl Planner<'_> {
                 let Some(class) = self.index.pointer(&format!("/{name}/1")).and_then(Value::as_str) else {
                     return Ok(Vec::new());
                 };
-                let class = class.to_owned();
-                self.own(slot, &class).map(Origin::Loaded).map(single)
+                self.own(slot, class).map(Origin::Loaded).map(single)
             }
         }
     }
 
     /// A component of the model itself: with the request's variant, or without where it has none of that, as in the
     /// reference.
-    fn own(&mut self, slot: Slot, class: &str) -> Result<Planned> {
-        let dtype = self.request.dtype.unwrap_or(DType::F32);
+    fn own(&self, slot: Slot, class: &str) -> Result<Planned> {
+        let dtype = self.dtype(slot.name, None);
         let planned = |variant| self.planned((slot, 0), class, Arc::clone(&self.files), slot.name, variant, dtype);
-        let Some(variant) = self.request.variant.as_deref().filter(|_| slot.kind != Kind::Tokenizer) else {
-            return planned(None);
-        };
+        let plain = || planned(None);
+        let Some(variant) = self.request.variant.as_deref() else { return plain() };
         match planned(Some(variant)) {
-            Ok(found) => {
-                self.variant.found += 1;
-                Ok(found)
-            }
+            Ok(found) => Ok(Planned { has_variant: found.weights.is_some().then_some(true), ..found }),
             Err(complaint @ Error::Cancelled(_)) => Err(complaint),
-            Err(complaint) => {
-                let Ok(plain) = planned(None) else { return Err(complaint) };
-                self.variant.plain.push(slot.name);
-                self.variant.complaint.get_or_insert(complaint);
-                Ok(plain)
-            }
+            Err(complaint) => plain().map(|found| Planned { has_variant: Some(false), ..found }).map_err(|_| complaint),
         }
     }
 
-    /// Says which components were found without the variant; a variant that none has is an error.
-    fn check_variant(&mut self) -> Result<()> {
-        let VariantUse { found, plain, complaint } = std::mem::take(&mut self.variant);
-        let Some(complaint) = complaint else { return Ok(()) };
-        if found == 0 {
-            return Err(complaint);
+    /// Says which components of the model are read without the variant; a variant that none has is an error.
+    fn check_variant(&self, origins: &[(String, Origin)]) -> Result<()> {
+        let own = origins.iter().filter_map(|(_, origin)| match origin {
+            Origin::Loaded(planned) => Some((planned, planned.has_variant?)),
+            Origin::Shared(_) => None,
+        });
+        let (with, without): (Vec<_>, Vec<_>) = own.partition(|(_, has_variant)| *has_variant);
+        let (Some((first, _)), Some(variant)) = (without.first(), self.request.variant.as_deref()) else {
+            return Ok(());
+        };
+        if with.is_empty() {
+            return first.files.weights(&first.folder, Some(variant)).map(drop);
         }
-        let variant = self.request.variant.as_deref().unwrap_or_default();
-        let names = plain.join("`, `");
+        let names = without.iter().map(|(planned, _)| planned.name.as_str()).collect::<Vec<_>>().join("`, `");
         let message =
             format!("`{names}` of the model have no weights of variant `{variant}`; those without a variant are read");
         self.context.events.emit(Event::Warning { message });
@@ -344,7 +496,7 @@ impl Planner<'_> {
         if is_settled {
             return Ok(None);
         }
-        let dtype = self.request.dtype.unwrap_or(DType::F32);
+        let dtype = self.dtype(slot.name, None);
         let files = Arc::clone(&adapter.files);
         let planned = self.planned((slot, 0), "CLIPVisionModelWithProjection", files, &folder, None, dtype);
         planned.map(Some).map_err(|error| match error {
@@ -356,6 +508,16 @@ impl Planner<'_> {
         })
     }
 
+    /// How the model prepares pictures for an image encoder of its own.
+    fn own_feature_extractor(&self, implementation: &Implementation) -> Result<Option<Value>> {
+        let has_encoder = implementation.slots.iter().any(|slot| slot.kind == Kind::Siglip);
+        if !has_encoder || self.index.pointer("/feature_extractor/1").is_none_or(Value::is_null) {
+            return Ok(None);
+        }
+        self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
+        self.files.read_json("feature_extractor/preprocessor_config.json")
+    }
+
     /// How the model prepares pictures for CLIP.
     fn clip_pixels(&self, found: &[Found<'_>]) -> Result<ClipPixels> {
         let class = self.index.pointer("/feature_extractor/1").and_then(Value::as_str);
@@ -365,6 +527,11 @@ impl Planner<'_> {
         self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
         let config = self.files.read_json("feature_extractor/preprocessor_config.json")?;
         Ok(ClipPixels::new(config.as_ref()))
+    }
+
+    /// The type of a component whose own settings say `own`; what the configuration says is applied last.
+    fn dtype(&self, name: &str, own: Option<DType>) -> DType {
+        self.request.memory.dtype(name).or(own).or(self.request.dtype).unwrap_or(DType::F32)
     }
 
     fn shared(&self, slot: Slot) -> Result<SharedComponent> {
@@ -390,8 +557,15 @@ impl Planner<'_> {
             files => (files, component.subfolder.clone().unwrap_or_default()),
         };
         let files = Arc::new(files);
-        let dtype = component.dtype.or(self.request.dtype).unwrap_or(DType::F32);
-        self.planned((slot, at), &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
+        let quantization = component.quantization.as_ref();
+        let compute = quantization.and_then(|quantization| quantization.compute_dtype);
+        let dtype = self.dtype(slot.name, component.dtype.or(compute));
+        let variant = component.variant.as_deref();
+        let planned = self.planned((slot, at), &component.class, files, folder.trim_matches('/'), variant, dtype)?;
+        match quantization {
+            Some(quantization) => planned.quantized(quantization, self.context),
+            None => Ok(planned),
+        }
     }
 
     fn planned(
@@ -407,10 +581,10 @@ impl Planner<'_> {
             let known = slot.kind.classes().join("` or `");
             let name = slot.name;
             return Err(Error::Unsupported(format!(
-                "component `{name}` of class `{class}` cannot be loaded by this build; it reads `{known}`"
+                "component `{name}` of class `{class}` cannot be loaded for this pipeline; it takes `{known}`"
             )));
         }
-        let (weights, contents) = if slot.kind == Kind::Tokenizer {
+        let (weights, contents) = if slot.kind.is_tokenizer() {
             files.fetch(folder, Need::Tokenizer, self.context)?;
             (None, files.fingerprint(folder, &TOKENIZER_FILES)?)
         } else {
@@ -419,9 +593,9 @@ impl Planner<'_> {
             let contents = weights.fingerprint()? + &files.fingerprint(folder, &["config.json"])?;
             (Some(weights), contents)
         };
-        let device = device::name(&self.request.device);
-        let key = format!("{class}|{}|{device}|{contents}", dtype.as_str());
-        Ok(Planned {
+        let device = self.request.memory.device(slot.name, &self.request.device).clone();
+        let key = format!("{class}|{}|{}|{contents}", dtype.as_str(), device::name(&device));
+        let mut planned = Planned {
             name: numbered(slot.name, at),
             kind: slot.kind,
             class: class.to_owned(),
@@ -429,8 +603,17 @@ impl Planner<'_> {
             files,
             folder: folder.to_owned(),
             weights,
+            has_variant: None,
             dtype,
-        })
+            device,
+            paging: None,
+            scheme: None,
+        };
+        if let Some(WeightFiles::Random { name, .. }) = &planned.weights {
+            let tensors = Arc::new(planned.parameters()?);
+            planned.weights = Some(WeightFiles::Random { name: name.clone(), tensors });
+        }
+        Ok(planned)
     }
 }
 
@@ -459,7 +642,6 @@ fn read_ip_adapters(
 /// Takes components from the cache or reads them, and tells how far the reading is.
 fn read_all(
     origins: Vec<(String, Origin)>,
-    device: &Device,
     cache: &mut ComponentCache,
     context: Context<'_>,
 ) -> Result<BTreeMap<String, SharedComponent>> {
@@ -483,7 +665,7 @@ fn read_all(
     let mut before = 0;
     for planned in missing {
         context.cancel.check()?;
-        let component = Arc::new(planned.read(device, before, total, context)?);
+        let component = Arc::new(planned.read(cache.occupancy(), (before, total), context)?);
         if let Some(weights) = &planned.weights {
             before += weights.bytes()?;
             context.events.emit(Event::Loading { component: planned.name.clone(), bytes: before, total });
@@ -495,9 +677,80 @@ fn read_all(
 }
 
 impl Planned {
-    fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
+    /// The same component with its layers stored as a step asks for.
+    fn quantized(self, request: &QuantizationRequest, context: Context<'_>) -> Result<Self> {
+        let scheme = Scheme::of(request)?;
+        let Some(weights) = &self.weights else {
+            let name = &self.name;
+            return Err(Error::Unsupported(format!(
+                "component `{name}` has no weights; remove its `quantization_config`"
+            )));
+        };
+        if scheme.format.is_none() && !weights.is_gguf() {
+            return Err(Error::Unsupported(format!(
+                "`{}` of component `{}` is for GGUF files; name one in `from_single_file`, or use another class",
+                request.class, self.name
+            )));
+        }
+        let warn = |message: String| context.events.emit(Event::Warning { message });
+        if let Some(message) = &scheme.message {
+            warn(format!("component `{}`: {message}", self.name));
+        }
+        if let Some(compute) = request.compute_dtype.filter(|compute| *compute != self.dtype) {
+            warn(format!(
+                "component `{}` computes in `{}`, its `torch_dtype`, not in `{}`; name one type in both places",
+                self.name,
+                self.dtype.as_str(),
+                compute.as_str()
+            ));
+        }
+        let key = format!("{}|{}", self.key, scheme.key());
+        Ok(Self { key, scheme: Some(scheme), ..self })
+    }
+
+    /// Settles when its layers come and go; a component that is kept in another way is another component.
+    fn page(&mut self, paging: Option<Paging>) {
+        if let Some(paging) = paging.filter(|_| self.weights.is_some()) {
+            self.key = format!("{}|{paging:?}", self.key);
+            self.paging = Some(paging);
+        }
+    }
+
+    /// Names and shapes of the parameters that its configuration asks for.
+    fn parameters(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let asked: Arc<Mutex<BTreeMap<String, Vec<usize>>>> = Arc::default();
+        let seen = Arc::clone(&asked);
+        // One zero stands for all values, so that nothing of the model's size is made.
+        let make = move |name: &str, shape: &Shape| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.insert(name.to_owned(), shape.dims().to_vec());
+            Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+        };
+        self.build(Weights::generated(make, DType::F32, &Device::Cpu))?;
+        let asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(asked.into_iter().collect())
+    }
+
+    /// Its weights, left where they are stored.
+    fn open(&self, files: &WeightFiles, paging: Paging, occupancy: &Arc<Occupancy>) -> Result<Weights> {
+        // On a CPU host memory is the device; elsewhere it spares the conversion, and the disk, as long as there is some.
+        let host = device::memory(&Device::Cpu);
+        let has_room = host.is_some_and(|host| files.bytes().is_ok_and(|bytes| host.free / 2 > bytes));
+        let rest = if !self.device.is_cpu() && has_room { Rest::Host } else { Rest::File };
+        let pager = Pager::new(paging, rest, stage_of(&self.name), occupancy);
+        let scheme = self.scheme.as_ref();
+        let placement = Placement { dtype: self.dtype, device: &self.device, pager, scheme };
+        match files {
+            WeightFiles::Disk(files) => Weights::open(files, placement),
+            WeightFiles::Memory { name, bytes } => Weights::open_bytes(bytes, name, placement),
+            WeightFiles::Part(part) => Weights::open_part(part, placement),
+            WeightFiles::Random { name, tensors } => Ok(Weights::open_random(tensors, name, placement)),
+        }
+    }
+
+    fn read(&self, occupancy: &Arc<Occupancy>, (before, total): (u64, u64), context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
-            let model = Model::Tokenizer(self.tokenizer()?);
+            let model = self.tokenizer()?;
             return Ok(Component {
                 class: self.class.clone(),
                 key: self.key.clone(),
@@ -513,26 +766,37 @@ impl Planned {
             context.events.emit(Event::Loading { component, bytes: (before + read).min(total), total });
             Ok(())
         };
-        let weights = match files {
-            WeightFiles::Disk(files) => Weights::load(files, self.dtype, device, &mut progress)?,
-            WeightFiles::Memory { name, bytes } => Weights::from_bytes(bytes, name, self.dtype, device, &mut progress)?,
-            WeightFiles::Part(part) => Weights::from_checkpoint(part, self.dtype, device, &mut progress)?,
+        let (dtype, device, scheme) = (self.dtype, &self.device, self.scheme.as_ref());
+        let weights = match (self.paging, files) {
+            (Some(paging), files) => self.open(files, paging, occupancy)?,
+            (None, WeightFiles::Disk(files)) => Weights::load_as(files, dtype, device, scheme, &mut progress)?,
+            (None, WeightFiles::Memory { name, bytes }) => {
+                Weights::from_bytes(bytes, name, dtype, device, scheme, &mut progress)?
+            }
+            (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, scheme, &mut progress)?,
+            (None, WeightFiles::Random { name, tensors }) => {
+                Weights::random(tensors, name, dtype, device, &mut progress)?
+            }
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
-        let bytes = weights.bytes();
-        let takes_adapters = matches!(self.kind, Kind::ClipText | Kind::Unet);
-        let weights = takes_adapters.then_some(weights);
+        let bytes = if weights.is_paged() { 0 } else { weights.bytes() };
+        let weights = self.kind.takes_adapters().then_some(weights);
         Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
     }
 
-    fn tokenizer(&self) -> Result<ClipTokenizer> {
-        ClipTokenizer::new(&self.files.tokenizer(&self.folder)?)
+    fn tokenizer(&self) -> Result<Model> {
+        let files = self.files.tokenizer(&self.folder)?;
+        Ok(match self.kind {
+            Kind::T5Tokenizer => Model::T5Tokenizer(T5Tokenizer::new(&files)?),
+            _ => Model::Tokenizer(ClipTokenizer::new(&files)?),
+        })
     }
 
     fn build(&self, weights: Weights) -> Result<Model> {
         Ok(match self.kind {
-            Kind::Tokenizer => Model::Tokenizer(self.tokenizer()?),
+            Kind::Tokenizer | Kind::T5Tokenizer => self.tokenizer()?,
+            Kind::T5 => Model::T5(T5EncoderModel::new(&self.config()?, weights)?),
             Kind::ClipText => Model::ClipText(ClipTextModel::new(&self.config()?, weights)?),
             Kind::ClipVision => Model::ClipVision(ClipVisionModel::new(&self.config()?, weights)?),
             Kind::Unet => Model::Unet(Unet2DConditionModel::new(&self.config()?, weights)?),
@@ -541,7 +805,18 @@ impl Planned {
                 Model::ControlNetUnion(ControlNetUnionModel::new(&self.config()?, weights)?)
             }
             Kind::ControlNet => Model::ControlNet(ControlNetModel::new(&self.config()?, weights)?),
+            Kind::Sd3Transformer => Model::Sd3Transformer(Sd3Transformer2DModel::new(&self.config()?, weights)?),
+            Kind::Sd3ControlNet => Model::Sd3ControlNet(Sd3ControlNetModel::new(&self.config()?, weights)?),
+            Kind::FluxTransformer => Model::FluxTransformer(FluxTransformer2DModel::new(&self.config()?, weights)?),
+            Kind::FluxControlNet => Model::FluxControlNet(FluxControlNetModel::new(&self.config()?, weights)?),
+            Kind::Siglip => Model::Siglip(SiglipVisionModel::new(&self.config()?, weights)?),
+            Kind::Redux => Model::Redux(ReduxImageEncoder::new(&self.config()?, &weights)?),
         })
+    }
+
+    /// The component's `config.json` as it is.
+    fn raw_config(&self) -> Result<Value> {
+        self.files.require_json(&sub(&self.folder, "config.json"))
     }
 
     /// The component's `config.json`.

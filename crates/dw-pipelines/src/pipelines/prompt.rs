@@ -4,9 +4,12 @@
 //! what they share.
 
 use candle_core::Tensor;
-use dw_core::event::Event;
+use dw_core::{
+    arguments::{Arguments, ArtifactRef},
+    event::Event,
+};
 
-use super::text_to_image::refuse;
+use super::{arguments::tensor, components::Parts, text_to_image::refuse};
 use crate::{
     Result,
     models::{ClipTextModel, ClipTextOutput},
@@ -38,7 +41,8 @@ impl<'a> Truncations<'a> {
         Self { context, told: Vec::new() }
     }
 
-    fn tell(&mut self, lost: String, max_length: usize) {
+    /// Tells of the end of a prompt that did not fit into `max_length` tokens.
+    pub(crate) fn tell(&mut self, lost: String, max_length: usize) {
         if self.told.contains(&lost) {
             return;
         }
@@ -101,4 +105,40 @@ pub(crate) fn same_shape(name: &str, embeds: &Tensor, other: &Tensor) -> Result<
         name,
         format!("has shape {:?}, but its positive counterpart has {:?}; they must agree", embeds.dims(), other.dims()),
     ))
+}
+
+/// Embeddings of prompts, one row for each picture.
+#[derive(Clone)]
+pub(crate) struct Embeddings {
+    /// `(pictures, tokens, features)`.
+    pub(crate) embeds: Tensor,
+    /// `(pictures, features)`.
+    pub(crate) pooled: Tensor,
+}
+
+impl Embeddings {
+    /// Each row `times` in a row.
+    pub(crate) fn repeated(&self, times: usize) -> Result<Self> {
+        Ok(Self { embeds: repeat_rows(&self.embeds, times)?, pooled: repeat_rows(&self.pooled, times)? })
+    }
+}
+
+/// Embeddings from arguments: the token states and their pooled state come together.
+pub(crate) fn given_embeddings(
+    parts: &Parts,
+    arguments: &Arguments,
+    name: &str,
+    embeds: Option<ArtifactRef>,
+    pooled: Option<ArtifactRef>,
+) -> Result<Option<Embeddings>> {
+    let pooled_name = name.replace("prompt_embeds", "pooled_prompt_embeds");
+    let read = |name: &str, handle| tensor(arguments, name, handle, parts.dtype, &parts.device);
+    match (embeds, pooled) {
+        (None, None) => Ok(None),
+        (Some(embeds), Some(pooled)) => {
+            Ok(Some(Embeddings { embeds: read(name, embeds)?, pooled: read(&pooled_name, pooled)? }))
+        }
+        (Some(_), None) => Err(refuse(&pooled_name, format!("is missing; it belongs to `{name}`"))),
+        (None, Some(_)) => Err(refuse(name, format!("is missing; it belongs to `{pooled_name}`"))),
+    }
 }

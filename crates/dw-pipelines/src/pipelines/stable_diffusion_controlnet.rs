@@ -8,7 +8,7 @@ use super::{
     arguments::{Defaults, filled, group, group_schema, merged_schema, refuse_unknown, with_defaults},
     call::Surroundings,
     components::Parts,
-    control::{ControlArguments, ControlAsImage, ControlCall, ControlPictures},
+    control::{ControlArguments, ControlAsImage, ControlCall, ControlPictures, GuessMode},
     image_to_image::StartPictures,
     stable_diffusion::{self, GuidanceArguments},
     stable_diffusion_img2img::{self, Strength},
@@ -23,6 +23,7 @@ pub(crate) fn schema() -> Value {
         group_schema::<Generation>(),
         group_schema::<ControlAsImage>(),
         group_schema::<ControlArguments>(),
+        group_schema::<GuessMode>(),
         group_schema::<GuidanceArguments>(),
         group_schema::<Canvas>(),
         group_schema::<StartingNoise>(),
@@ -47,6 +48,7 @@ pub(crate) fn img2img_schema() -> Value {
         group_schema::<StartPictures>(),
         group_schema::<ControlPictures>(),
         group_schema::<ControlArguments>(),
+        group_schema::<GuessMode>(),
         group_schema::<GuidanceArguments>(),
         group_schema::<Strength>(),
         group_schema::<Canvas>(),
@@ -68,7 +70,7 @@ const INPAINT_DEFAULTS: Defaults = &[("strength", 1.0), ("controlnet_conditionin
 /// The arguments of `StableDiffusionControlNetInpaintPipeline`.
 pub(crate) fn inpaint_schema() -> Value {
     let mut groups = stable_diffusion_inpaint::groups();
-    groups.extend([group_schema::<ControlPictures>(), group_schema::<ControlArguments>()]);
+    groups.extend([group_schema::<ControlPictures>(), group_schema::<ControlArguments>(), group_schema::<GuessMode>()]);
     with_defaults(merged_schema("StableDiffusionControlNetInpaintPipeline", &groups), INPAINT_DEFAULTS)
 }
 

@@ -14,7 +14,7 @@ use super::{
     arguments::{Defaults, filled, group, group_schema, merged_schema, number, refuse_unknown, with_defaults},
     call::{Denoising, Surroundings, set_timesteps, stage_finished},
     components::Parts,
-    decode::Scaling,
+    decode::{Scaling, encode},
     guidance::{EditGuidance, Guidance, Guided},
     image_to_image::{Start, StartPictures, tiled},
     stable_diffusion::{GuidanceArguments, Prompts},
@@ -122,13 +122,9 @@ pub(crate) fn edit_rows(positive: &Tensor, negative: Option<&Tensor>) -> Result<
 /// What the UNet sees of the pictures: the most likely latents, unscaled, `(pictures, channels, height / 8, width / 8)`
 /// in the denoiser's type. With `upcast`, an autoencoder in float16 that overflows there encodes in float32.
 pub(crate) fn picture_latents(parts: &Parts, start: &Start, pictures: usize, upcast: bool) -> Result<Tensor> {
-    let vae = parts.vae()?;
     let latents = match start {
         Start::Latents(latents) => latents.clone(),
-        Start::Pixels(pixels) => {
-            let wide = (upcast && vae.config().force_upcast).then(|| vae.with_dtype(candle_core::DType::F32));
-            wide.transpose()?.as_ref().unwrap_or(vae).encode(pixels)?.0
-        }
+        Start::Pixels(pixels) => encode(parts, pixels, upcast && parts.vae()?.config().force_upcast)?.0,
     };
     tiled(&latents.to_dtype(parts.unet()?.dtype())?, pictures)
 }

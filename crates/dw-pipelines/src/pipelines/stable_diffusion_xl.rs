@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    arguments::{Pair, Texts, group, group_schema, merged_schema, number, refuse_unknown, tensor},
+    arguments::{Pair, Texts, group, group_schema, merged_schema, number, refuse_unknown},
     call::{Denoising, Surroundings, set_timesteps, stage_finished},
     components::Parts,
     control::ControlCall,
@@ -21,7 +21,7 @@ use super::{
     fit::Fit,
     guidance::Guidance,
     image_prompt::ImagePromptInputs,
-    prompt::{TextEncoder, Truncations, hidden_state, repeat_rows, same_shape},
+    prompt::{Embeddings, TextEncoder, Truncations, given_embeddings, hidden_state, same_shape},
     text_to_image::{Canvas, DenoisingEnd, Generation, StartingNoise, check_generators, one_for_each, refuse},
     unet::{
         Added, ConditionedUnet, batch, check_parts, is_guided, picture_size, size_like, starting_noise, timestep_cond,
@@ -226,21 +226,6 @@ impl SizeConditioning {
     }
 }
 
-/// Embeddings of prompts, one row for each picture.
-#[derive(Clone)]
-pub(crate) struct Embeddings {
-    /// `(pictures, tokens, features)`.
-    pub(crate) embeds: Tensor,
-    /// `(pictures, features)`.
-    pub(crate) pooled: Tensor,
-}
-
-impl Embeddings {
-    fn repeated(&self, times: usize) -> Result<Self> {
-        Ok(Self { embeds: repeat_rows(&self.embeds, times)?, pooled: repeat_rows(&self.pooled, times)? })
-    }
-}
-
 /// What is to be encoded, checked.
 pub(crate) struct Prompts<'a> {
     parts: &'a Parts,
@@ -342,26 +327,6 @@ impl<'a> Prompts<'a> {
             }
         }
         Ok(Some(chunks))
-    }
-}
-
-/// Embeddings from arguments: the token states and their pooled state come together.
-fn given_embeddings(
-    parts: &Parts,
-    arguments: &Arguments,
-    name: &str,
-    embeds: Option<ArtifactRef>,
-    pooled: Option<ArtifactRef>,
-) -> Result<Option<Embeddings>> {
-    let pooled_name = name.replace("prompt_embeds", "pooled_prompt_embeds");
-    let read = |name: &str, handle| tensor(arguments, name, handle, parts.dtype, &parts.device);
-    match (embeds, pooled) {
-        (None, None) => Ok(None),
-        (Some(embeds), Some(pooled)) => {
-            Ok(Some(Embeddings { embeds: read(name, embeds)?, pooled: read(&pooled_name, pooled)? }))
-        }
-        (Some(_), None) => Err(refuse(&pooled_name, format!("is missing; it belongs to `{name}`"))),
-        (None, Some(_)) => Err(refuse(name, format!("is missing; it belongs to `{pooled_name}`"))),
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     arguments::{Defaults, filled, group, group_schema, merged_schema, refuse_unknown, with_defaults},
     call::Surroundings,
     components::Parts,
-    control::{ControlArguments, ControlAsImage, ControlCall, ControlModes, ControlPictures},
+    control::{ControlArguments, ControlAsImage, ControlCall, ControlModes, ControlPictures, GuessMode},
     image_to_image::StartPictures,
     stable_diffusion_xl::{self, SizeConditioning, XlPrompts},
     stable_diffusion_xl_img2img::{self, Refinement},
@@ -28,6 +28,7 @@ fn groups() -> Vec<Value> {
         group_schema::<SizeConditioning>(),
         group_schema::<DenoisingEnd>(),
         group_schema::<ControlArguments>(),
+        group_schema::<GuessMode>(),
     ]
 }
 
@@ -69,6 +70,7 @@ pub(crate) fn img2img_schema() -> Value {
         group_schema::<StartPictures>(),
         group_schema::<ControlPictures>(),
         group_schema::<ControlArguments>(),
+        group_schema::<GuessMode>(),
         group_schema::<Refinement>(),
         group_schema::<Canvas>(),
         group_schema::<XlPrompts>(),
@@ -92,7 +94,7 @@ const INPAINT_DEFAULTS: Defaults = &[("strength", 0.9999)];
 /// The arguments of `StableDiffusionXLControlNetInpaintPipeline`.
 pub(crate) fn inpaint_schema() -> Value {
     let mut groups = stable_diffusion_xl_inpaint::groups();
-    groups.extend([group_schema::<ControlPictures>(), group_schema::<ControlArguments>()]);
+    groups.extend([group_schema::<ControlPictures>(), group_schema::<ControlArguments>(), group_schema::<GuessMode>()]);
     with_defaults(merged_schema("StableDiffusionXLControlNetInpaintPipeline", &groups), INPAINT_DEFAULTS)
 }
 

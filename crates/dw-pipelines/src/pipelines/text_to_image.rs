@@ -106,12 +106,12 @@ impl Default for Generation {
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Canvas {
-    /// Height in pixels, a multiple of 8; when not given the start picture's or the control picture's where the class
+    /// Height in pixels, a multiple of 8, or of 16 with Stable Diffusion 3; when not given the start picture's or the control picture's where the class
     /// changes or follows one, else the model's own.
     #[serde(deserialize_with = "optional_positive")]
     #[schemars(range(min = 1))]
     pub height: Option<usize>,
-    /// Width in pixels, a multiple of 8; when not given as for `height`.
+    /// Width in pixels, a multiple as for `height`; when not given as for `height`.
     #[serde(deserialize_with = "optional_positive")]
     #[schemars(range(min = 1))]
     pub width: Option<usize>,

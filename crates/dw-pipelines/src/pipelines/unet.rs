@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
+    models::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput},
     rng::Generators,
 };
 
@@ -102,18 +102,15 @@ pub(crate) fn scale_factor(parts: &Parts) -> usize {
 
 /// What the sides of a call's pictures must be multiples of.
 pub(crate) fn side_multiple(parts: &Parts) -> usize {
-    scale_factor(parts).max(8)
+    let patch = parts.denoiser().map_or(1, |denoiser| denoiser.patch);
+    (scale_factor(parts) * patch).max(8)
 }
 
-/// Height and width in pixels of a call; the UNet's training size when the call names none, and `fallback`
-/// latents when the UNet names none either.
+/// Height and width in pixels of a call; the denoiser's training size when the call names none, and `fallback`
+/// latents when the denoiser names none either.
 pub(crate) fn picture_size(parts: &Parts, canvas: &Canvas, fallback: usize) -> Result<(usize, usize)> {
     let scale = scale_factor(parts);
-    let (height, width) = match &parts.unet()?.config().sample_size {
-        Some(OneOrMany::One(side)) => (*side, *side),
-        Some(OneOrMany::Many(sides)) if sides.len() == 2 => (sides[0], sides[1]),
-        _ => (fallback, fallback),
-    };
+    let (height, width) = parts.denoiser()?.sample_size.unwrap_or((fallback, fallback));
     canvas.size((height * scale, width * scale), side_multiple(parts))
 }
 
@@ -132,7 +129,7 @@ pub(crate) fn starting_noise(
     sigma: f64,
 ) -> Result<Tensor> {
     let scale = scale_factor(parts);
-    let shape = [pictures, parts.unet()?.config().in_channels, size.0 / scale, size.1 / scale];
+    let shape = [pictures, parts.denoiser()?.channels, size.0 / scale, size.1 / scale];
     starting_noise_of(parts, arguments, &shape, generators, sigma)
 }
 
@@ -144,14 +141,14 @@ pub(crate) fn starting_noise_of(
     generators: &mut Generators,
     sigma: f64,
 ) -> Result<Tensor> {
-    let (dtype, device) = (parts.unet()?.dtype(), &parts.device);
+    let (dtype, device) = (parts.denoiser()?.dtype, &parts.device);
     initial_latents(given_noise(parts, arguments)?, shape, (dtype, device), generators, sigma)
 }
 
 /// The noise that a call gives (`latents`), in the denoiser's type.
 pub(crate) fn given_noise(parts: &Parts, arguments: &Arguments) -> Result<Option<Tensor>> {
     let StartingNoise { latents } = group(arguments)?;
-    let dtype = parts.unet()?.dtype();
+    let dtype = parts.denoiser()?.dtype;
     latents.map(|handle| tensor(arguments, "latents", handle, dtype, &parts.device)).transpose()
 }
 

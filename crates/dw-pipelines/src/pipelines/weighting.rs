@@ -6,10 +6,17 @@
 //! ones. Each token's state is multiplied with its weight, and then each chunk of each prompt is scaled so that
 //! its mean is what it was (as AUTOMATIC1111's "Original" emphasis). The pooled state is the first chunk's,
 //! without weights.
+//!
+//! A T5 encoder has no chunks: all pieces follow each other up to the length of the call, `BREAK` only parts them, and
+//! weights act as they do there.
 
 use candle_core::{D, DType, Tensor};
 
-use super::{prompt::TextEncoder, text_to_image::refuse};
+use super::{
+    prompt::{TextEncoder, Truncations},
+    t5_prompt::T5Encoder,
+    text_to_image::refuse,
+};
 use crate::{
     Result,
     models::ClipTextOutput,
@@ -98,10 +105,21 @@ impl TextEncoder<'_> {
         for at in 0..chunks.0 {
             let rows: Vec<&Chunk> = prompts.iter().map(|of_prompt| &of_prompt[at]).collect();
             let output = self.encode_chunks(&rows)?;
-            states.push(weighted(&state(&output)?, &rows)?);
+            let weights: Vec<&[f32]> = rows.iter().map(|chunk| chunk.weights.as_slice()).collect();
+            states.push(weighted(&state(&output)?, &weights, 1)?);
             pooled = pooled.or(output.text_embeds);
         }
         Ok(Encoded { states: Tensor::cat(&states, 1)?, pooled })
+    }
+
+    /// The pooled state of each text, read as weighted: its first chunk's, without weights. `(texts, hidden)`.
+    pub(crate) fn pooled_unweighted(&self, texts: &[String]) -> Result<Tensor> {
+        let mut firsts = Vec::with_capacity(texts.len());
+        for text in texts {
+            let pieces = parse(text).map_err(|error| refuse("prompt", error.to_string()))?;
+            firsts.push(chunked(&pieces, self.tokenizer)?.into_iter().next().unwrap_or_default());
+        }
+        Ok(self.encode_chunks(&firsts.iter().collect::<Vec<_>>())?.pooled)
     }
 
     fn encode_chunks(&self, rows: &[&Chunk]) -> Result<ClipTextOutput> {
@@ -111,23 +129,55 @@ impl TextEncoder<'_> {
     }
 }
 
-/// `states` `(prompts, tokens, features)` times the tokens' weights, with each prompt's mean restored. States
-/// whose weights are all 1 stay as they are, to the bit.
-fn weighted(states: &Tensor, rows: &[&Chunk]) -> Result<Tensor> {
-    if rows.iter().all(|chunk| chunk.weights.iter().all(|&weight| weight == 1.0)) {
-        return Ok(states.clone());
+impl T5Encoder<'_> {
+    /// The states of `length` tokens of each text, read as weighted: `(texts, length, features)`.
+    pub(crate) fn encode_weighted(
+        &self,
+        texts: &[String],
+        length: usize,
+        truncations: &mut Truncations<'_>,
+    ) -> Result<Tensor> {
+        let room = length.saturating_sub(1);
+        let (mut rows, mut weights) = (Vec::with_capacity(texts.len()), Vec::with_capacity(texts.len()));
+        for text in texts {
+            let mut whole = Chunk::default();
+            for piece in parse(text).map_err(|error| refuse("prompt", error.to_string()))? {
+                if !piece.is_break {
+                    let ids = self.tokenizer.ids(&piece.text)?;
+                    whole.weights.extend(ids.iter().map(|_| piece.weight as f32));
+                    whole.ids.extend(ids);
+                }
+            }
+            if let Some(lost) = whole.ids.get(room..).filter(|lost| !lost.is_empty()) {
+                truncations.tell(self.tokenizer.text_of(lost)?, length);
+            }
+            whole.weights.truncate(room);
+            rows.push(self.tokenizer.framed(&whole.ids, length));
+            weights.push(whole.weights);
+        }
+        let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+        weighted(&self.states(&rows, length)?, &weights, 0)
     }
-    let weighted = rows.iter().enumerate().map(|(row, chunk)| weighted_row(&states.narrow(0, row, 1)?, &chunk.weights));
-    Ok(Tensor::cat(&weighted.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
-/// One row of [`weighted`]. The begin mark, the end mark and padding weigh 1.
-fn weighted_row(states: &Tensor, weights: &[f32]) -> Result<Tensor> {
+/// `states` `(prompts, tokens, features)` times the tokens' weights, of which the first belongs to token `first`, with
+/// each prompt's mean restored. States whose weights are all 1 stay as they are, to the bit.
+fn weighted(states: &Tensor, weights: &[&[f32]], first: usize) -> Result<Tensor> {
+    if weights.iter().all(|weights| weights.iter().all(|&weight| weight == 1.0)) {
+        return Ok(states.clone());
+    }
+    let row = |(row, weights): (usize, &&[f32])| weighted_row(&states.narrow(0, row, 1)?, weights, first);
+    let rows = weights.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&rows, 0)?)
+}
+
+/// One row of [`weighted`]. Marks and padding weigh 1.
+fn weighted_row(states: &Tensor, weights: &[f32], first: usize) -> Result<Tensor> {
     if weights.iter().all(|&weight| weight == 1.0) {
         return Ok(states.clone());
     }
     let mut all = vec![1.0f32; states.dim(1)?];
-    for (place, &weight) in all.iter_mut().skip(1).zip(weights) {
+    for (place, &weight) in all.iter_mut().skip(first).zip(weights) {
         *place = weight;
     }
     let weights = Tensor::from_vec(all, (1, states.dim(1)?, 1), states.device())?;
@@ -195,8 +245,7 @@ mod tests {
     #[test]
     fn weights_scale_tokens_and_leave_the_mean() {
         let states = Tensor::from_vec((1..=8).map(|i| i as f32).collect(), (1, 4, 2), &Device::Cpu).expect("fits");
-        let chunk = Chunk { ids: vec![7, 8], weights: vec![2.0, 1.0] };
-        let scaled = weighted(&states, &[&chunk]).expect("fits").flatten_all().expect("flat");
+        let scaled = weighted(&states, &[&[2.0, 1.0]], 1).expect("fits").flatten_all().expect("flat");
         let scaled = scaled.to_vec1::<f32>().expect("floats");
         let mean = scaled.iter().sum::<f32>() / 8.0;
         assert!((mean - 4.5).abs() < 1e-5, "{mean}");
@@ -208,11 +257,10 @@ mod tests {
     fn weights_of_one_change_no_bit_and_prompts_do_not_mix() {
         let states = Tensor::from_vec((0..16).map(|i| (i as f32).cos()).collect(), (2, 4, 2), &Device::Cpu);
         let states = states.expect("fits");
-        let plain = Chunk { ids: vec![7], weights: vec![1.0] };
-        let strong = Chunk { ids: vec![7], weights: vec![1.4] };
+        let (plain, strong): (&[f32], &[f32]) = (&[1.0], &[1.4]);
         let rows = |tensor: &Tensor| tensor.to_vec3::<f32>().expect("floats");
-        assert_eq!(rows(&weighted(&states, &[&plain, &plain]).expect("fits")), rows(&states));
-        let mixed = rows(&weighted(&states, &[&plain, &strong]).expect("fits"));
+        assert_eq!(rows(&weighted(&states, &[plain, plain], 1).expect("fits")), rows(&states));
+        let mixed = rows(&weighted(&states, &[plain, strong], 1).expect("fits"));
         assert_eq!(mixed[0], rows(&states)[0]);
         assert_ne!(mixed[1], rows(&states)[1]);
     }

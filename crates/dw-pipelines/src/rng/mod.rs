@@ -100,6 +100,9 @@ fn half_tensor(values: Vec<f32>, shape: Shape, dtype: DType, device: &Device) ->
     Ok(tensor)
 }
 
+/// The seed of torch's global generator when nothing seeds it (`c10::detail::default_rng_seed_val`).
+const UNSEEDED: i128 = 67_280_421_310_721;
+
 /// The generators of one pipeline call: one for the whole batch, or one for each picture.
 #[derive(Clone, Debug)]
 pub enum Generators {
@@ -116,6 +119,11 @@ impl Generators {
             Seed::One(seed) => Self::One(Generator::new(*seed, dialect)),
             Seed::Each(seeds) => Self::Each(seeds.iter().map(|&seed| Generator::new(seed, dialect)).collect()),
         }
+    }
+
+    /// One generator as torch's global one is in a fresh process that nothing has seeded.
+    pub fn unseeded() -> Self {
+        Self::One(Generator::new(UNSEEDED, NoiseDialect::Cpu))
     }
 
     /// Standard normal numbers of `shape`, whose first axis is the batch: one draw of the whole shape, or

@@ -16,7 +16,7 @@ use dw_core::{
 use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{Context, ModelSource, PipelineRequest},
+    request::{Context, MemoryRequest, ModelSource, PipelineRequest},
     rng::{Generator, Generators, NoiseDialect},
 };
 use serde_json::{Map, Value, json};
@@ -289,6 +289,7 @@ fn load(model: &Model, cache: &mut ComponentCache, context: Context<'_>) -> dw_p
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     };
     Pipeline::load(&request, &hub, cache, context)
 }

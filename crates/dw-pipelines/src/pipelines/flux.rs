@@ -1,0 +1,377 @@
+//! The Flux pipelines (Black Forest Labs 2024; diffusers `FluxPipeline` and its relatives): a CLIP and a T5 encoder, a
+//! transformer over packed latents, guidance as an input of the model or by a second prediction.
+//!
+//! This file is text to image and what all classes of the family share. Latents go through the loop as every other
+//! family's, `(pictures, channels, height / 8, width / 8)`, and are packed for the transformer only.
+
+pub(crate) mod control;
+pub(crate) mod controlnet;
+pub(crate) mod fill;
+pub(crate) mod img2img;
+pub(crate) mod inpaint;
+pub(crate) mod kontext;
+mod prompts;
+pub(crate) mod redux;
+mod transformer;
+
+use std::{ops::Range, time::Instant};
+
+use candle_core::Tensor;
+use dw_core::{
+    arguments::{Arguments, ArtifactRef},
+    artifact::Entry,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::{
+    prompts::Prompts,
+    transformer::{Conditioned, Guiding, Text, grid, unpacked},
+};
+use super::{
+    arguments::{
+        Defaults, Texts, filled, group, group_schema, merged_schema, number, optional_positive, refuse_unknown, tensor,
+        with_defaults,
+    },
+    call::{Denoising, Surroundings, check_decoder, stage_finished, steps},
+    components::Parts,
+    decode::Scaling,
+    denoise::{Kept, initial_latents},
+    flow::{FlowGeneration, even_sigmas, set_timesteps, shift_for},
+    image_to_image::Encoding,
+    t5_prompt::SequenceLength,
+    text_to_image::{Canvas, Generation, check_generators, refuse},
+    unet::{scale_factor, side_multiple},
+};
+use crate::{
+    Error, Result,
+    request::Context,
+    rng::Generators,
+    schedulers::{Scheduler, TimestepRequest},
+};
+
+/// The side of a picture in latents when the call names none.
+const USUAL_SIDE: usize = 128;
+
+/// What the reference takes for `max_shift` where a scheduler's configuration names none.
+const MAX_SHIFT: f64 = 1.15;
+
+/// How pictures become latents.
+const ENCODING: Encoding = Encoding { scaling: Scaling::Shifted, upcast: false, for_each_picture: false };
+
+/// Defaults of the plain class; the others add their own.
+const DEFAULTS: Defaults = &[("max_sequence_length", 512.0)];
+
+/// Guidance, the prompt of the second encoder, pooled embeddings.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct FluxPrompts {
+    /// How strongly the prompt is followed, as an input of the model. Models without this input (schnell) do not look at
+    /// it.
+    #[serde(deserialize_with = "number")]
+    pub(crate) guidance_scale: f64,
+    /// The prompt for the second text encoder (T5); `prompt` when not given.
+    pub(crate) prompt_2: Option<Texts>,
+    /// Pooled embeddings that go with `prompt_embeds`: an array `(prompts, features)`.
+    pub(crate) pooled_prompt_embeds: Option<ArtifactRef>,
+}
+
+impl Default for FluxPrompts {
+    fn default() -> Self {
+        Self { guidance_scale: 3.5, prompt_2: None, pooled_prompt_embeds: None }
+    }
+}
+
+/// What the picture should not show.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct NegativePrompts {
+    /// What the picture should not show. Used when `true_cfg_scale` is above 1.
+    pub(crate) negative_prompt: Option<Texts>,
+    /// The negative prompt for the second text encoder (T5); `negative_prompt` when not given.
+    pub(crate) negative_prompt_2: Option<Texts>,
+    /// How far the result is moved away from what the negative prompt says. Above 1, and with a negative prompt, each
+    /// step predicts twice and takes twice as long.
+    #[serde(deserialize_with = "number")]
+    pub(crate) true_cfg_scale: f64,
+    /// Encoded negative prompts instead of `negative_prompt`, of the shape of `prompt_embeds`.
+    pub(crate) negative_prompt_embeds: Option<ArtifactRef>,
+    /// Pooled embeddings that go with `negative_prompt_embeds`.
+    pub(crate) negative_pooled_prompt_embeds: Option<ArtifactRef>,
+}
+
+impl Default for NegativePrompts {
+    fn default() -> Self {
+        Self {
+            negative_prompt: None,
+            negative_prompt_2: None,
+            true_cfg_scale: 1.0,
+            negative_prompt_embeds: None,
+            negative_pooled_prompt_embeds: None,
+        }
+    }
+}
+
+/// How large the picture is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Sides {
+    /// Height in pixels, a multiple of 16; 1024 when not given.
+    #[serde(deserialize_with = "optional_positive")]
+    #[schemars(range(min = 1))]
+    pub(crate) height: Option<usize>,
+    /// Width in pixels, a multiple of 16; 1024 when not given.
+    #[serde(deserialize_with = "optional_positive")]
+    #[schemars(range(min = 1))]
+    pub(crate) width: Option<usize>,
+}
+
+/// What the call starts from instead of drawn noise.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct GivenNoise {
+    /// Starting noise instead of drawn noise: an array `(pictures, channels, height / 8, width / 8)`, or packed as the
+    /// transformer reads it, `(pictures, height * width / 256, 4 * channels)`.
+    pub(crate) latents: Option<ArtifactRef>,
+}
+
+/// The arguments that all classes of the family take.
+fn common_groups() -> Vec<Value> {
+    vec![
+        group_schema::<FlowGeneration>(),
+        group_schema::<FluxPrompts>(),
+        group_schema::<SequenceLength>(),
+        group_schema::<Sides>(),
+        group_schema::<GivenNoise>(),
+    ]
+}
+
+/// The arguments of a class with these groups beside the common ones, and these defaults.
+fn class_schema(title: &str, more: impl IntoIterator<Item = Value>, defaults: &[Defaults]) -> Value {
+    let groups: Vec<Value> = common_groups().into_iter().chain(more).collect();
+    let schema = with_defaults(merged_schema(title, &groups), DEFAULTS);
+    defaults.iter().fold(schema, |schema, defaults| with_defaults(schema, defaults))
+}
+
+/// The arguments with a class's defaults.
+fn with_class_defaults(arguments: &Arguments, defaults: Defaults) -> Arguments {
+    filled(&filled(arguments, defaults), DEFAULTS)
+}
+
+/// The arguments of the class.
+pub(crate) fn schema() -> Value {
+    class_schema("FluxPipeline", [group_schema::<NegativePrompts>()], &[])
+}
+
+/// One call.
+pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
+    refuse_unknown(parts.class, arguments, &schema())?;
+    let arguments = &with_class_defaults(arguments, &[]);
+    check_inputs(parts, Inputs::Latents)?;
+    let call = Call::new(parts, arguments, size(parts, arguments)?, surroundings.generators)?;
+    let mut scheduler = call.scheduler()?;
+    let conditioned = call.conditioned(surroundings.context)?;
+    let latents = call.noise(&*scheduler, surroundings.generators)?;
+    let indices = 0..scheduler.timesteps().len();
+    call.denoised(&conditioned, latents, &mut *scheduler, (indices, None), surroundings)
+}
+
+/// What a transformer of the family reads for each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inputs {
+    /// The latents.
+    Latents,
+    /// The latents and those of a control picture.
+    Control,
+    /// The latents, those of the masked picture, and the mask.
+    Fill,
+}
+
+impl Inputs {
+    /// What the transformer of `parts` reads; none when it is nothing known.
+    fn of(parts: &Parts) -> Result<Option<Self>> {
+        let denoiser = parts.denoiser()?;
+        let (read, latents, scale) = (denoiser.in_channels, denoiser.channels, scale_factor(parts));
+        Ok(match read {
+            _ if read == latents => Some(Self::Latents),
+            _ if read == 2 * latents => Some(Self::Control),
+            _ if read == 2 * latents + scale * scale => Some(Self::Fill),
+            _ => None,
+        })
+    }
+
+    fn classes(self) -> &'static str {
+        match self {
+            Self::Latents => "`FluxPipeline`",
+            Self::Control => "`FluxControlPipeline`",
+            Self::Fill => "`FluxFillPipeline`",
+        }
+    }
+}
+
+/// Refuses transformers that read something else than this class gives them.
+fn check_inputs(parts: &Parts, wanted: Inputs) -> Result<()> {
+    let found = Inputs::of(parts)?;
+    if found == Some(wanted) {
+        return Ok(());
+    }
+    let denoiser = parts.denoiser()?;
+    let use_instead = found.map_or("another model", Inputs::classes);
+    Err(Error::Unsupported(format!(
+        "this model's transformer reads {} channels for {} of latents, which is not what `{}` gives it; use {use_instead}",
+        denoiser.in_channels, denoiser.channels, parts.class
+    )))
+}
+
+/// Height and width in pixels that a call names, or the usual ones.
+fn size(parts: &Parts, arguments: &Arguments) -> Result<(usize, usize)> {
+    let Sides { height, width } = group(arguments)?;
+    let usual = USUAL_SIDE * scale_factor(parts);
+    Canvas { height, width }.size((usual, usual), side_multiple(parts))
+}
+
+/// A call as every class of the family begins it.
+struct Call<'a> {
+    parts: &'a Parts,
+    arguments: &'a Arguments,
+    generation: Generation,
+    guiding: Guiding,
+    prompts: Prompts<'a>,
+    /// Height and width in pixels.
+    size: (usize, usize),
+}
+
+impl<'a> Call<'a> {
+    /// Reads what all classes take and checks it as far as that goes before anything is computed.
+    fn new(parts: &'a Parts, arguments: &'a Arguments, size: (usize, usize), generators: &Generators) -> Result<Self> {
+        let given: FluxPrompts = group(arguments)?;
+        let negative: NegativePrompts = group(arguments)?;
+        let generation = Generation {
+            negative_prompt: negative.negative_prompt.clone(),
+            negative_prompt_embeds: negative.negative_prompt_embeds,
+            ..group::<FlowGeneration>(arguments)?.generation()
+        };
+        generation.check(given.guidance_scale)?;
+        let guiding = Guiding { guidance: given.guidance_scale, true_cfg_scale: negative.true_cfg_scale };
+        if !guiding.true_cfg_scale.is_finite() {
+            return Err(refuse(
+                "true_cfg_scale",
+                format!("must be a finite number, found `{}`", guiding.true_cfg_scale),
+            ));
+        }
+        check_decoder(parts, &generation)?;
+        let prompts = Prompts::new(parts, &generation, (&given, &negative), arguments)?;
+        let call = Self { parts, arguments, guiding, prompts, size, generation };
+        check_generators(generators, call.pictures())?;
+        Ok(call)
+    }
+
+    /// How many pictures the call makes.
+    fn pictures(&self) -> usize {
+        self.prompts.count * self.generation.num_images_per_prompt
+    }
+
+    /// Rows and columns of tokens.
+    fn tokens(&self) -> Result<(usize, usize)> {
+        let pixels = side_multiple(self.parts);
+        Ok((self.size.0 / pixels, self.size.1 / pixels))
+    }
+
+    /// The scheduler with its schedule, shifted for the size of the picture.
+    fn scheduler(&self) -> Result<Box<dyn Scheduler>> {
+        let mut scheduler = self.parts.scheduler.create()?;
+        let config = scheduler.config_json();
+        let (rows, columns) = self.tokens()?;
+        let is_own_flow = config.get("use_flow_sigmas").and_then(Value::as_bool).unwrap_or(false);
+        let mut request = self.generation.timestep_request();
+        if is_own_flow {
+            request.sigmas = None;
+        } else if request.sigmas.is_none() && scheduler.accepts_sigmas() {
+            request.sigmas = Some(even_sigmas(request.steps));
+        }
+        let mu = Some(shift_for(&config, rows * columns, MAX_SHIFT));
+        set_timesteps(&mut *scheduler, &TimestepRequest { mu, ..request })?;
+        Ok(scheduler)
+    }
+
+    /// How many steps were asked for, of which image to image runs a part.
+    fn steps(&self) -> usize {
+        steps(&self.generation)
+    }
+
+    /// The transformer with the encoded prompts, for a picture alone.
+    fn conditioned(&self, context: Context<'_>) -> Result<Conditioned<'a>> {
+        let (rows, columns) = self.tokens()?;
+        self.conditioned_at(&grid(rows, columns, 0), context)
+    }
+
+    /// The same for tokens at `positions`: the picture's, and those that follow it.
+    fn conditioned_at(&self, positions: &[[u32; 3]], context: Context<'_>) -> Result<Conditioned<'a>> {
+        let started = Instant::now();
+        let transformer = self.parts.flux()?;
+        let is_guided = self.guiding.true_cfg_scale > 1.0 && self.prompts.has_negative();
+        let (positive, negative) = self.prompts.encode(is_guided, context)?;
+        let text = |embeddings| Text::new(transformer, embeddings, positions);
+        let (positive, negative) = (text(positive)?, negative.map(text).transpose()?);
+        stage_finished(context, "encode prompt", started);
+        Ok(Conditioned {
+            transformer,
+            positive,
+            negative,
+            guiding: self.guiding,
+            surrounding: None,
+            following: None,
+            control: None,
+        })
+    }
+
+    /// Channels, height and width of the latents, for as many pictures as the call makes.
+    fn latent_shape(&self) -> Result<[usize; 4]> {
+        let scale = scale_factor(self.parts);
+        Ok([self.pictures(), self.parts.denoiser()?.channels, self.size.0 / scale, self.size.1 / scale])
+    }
+
+    /// The noise that the call gives, as latents; none when it is drawn.
+    fn given_noise(&self) -> Result<Option<Tensor>> {
+        let GivenNoise { latents } = group(self.arguments)?;
+        let Some(handle) = latents else { return Ok(None) };
+        let dtype = self.parts.denoiser()?.dtype;
+        let noise = tensor(self.arguments, "latents", handle, dtype, &self.parts.device)?;
+        if noise.rank() != 3 {
+            return Ok(Some(noise));
+        }
+        let [pictures, channels, ..] = self.latent_shape()?;
+        let (rows, columns) = self.tokens()?;
+        let packed = [pictures, rows * columns, 4 * channels];
+        if noise.dims() != packed {
+            return Err(refuse("latents", format!("has shape {:?}, but this call needs {packed:?}", noise.dims())));
+        }
+        unpacked(&noise, rows).map(Some)
+    }
+
+    /// The noise the call starts from, given or drawn.
+    fn noise(&self, scheduler: &dyn Scheduler, generators: &mut Generators) -> Result<Tensor> {
+        let kind = (self.parts.denoiser()?.dtype, &self.parts.device);
+        let sigma = scheduler.init_noise_sigma();
+        initial_latents(self.given_noise()?, &self.latent_shape()?, kind, generators, sigma)
+    }
+
+    /// Latents to pictures: the steps at `indices`, with what is `kept` brought back after each.
+    fn denoised(
+        &self,
+        conditioned: &Conditioned<'_>,
+        latents: Tensor,
+        scheduler: &mut dyn Scheduler,
+        (indices, kept): (Range<usize>, Option<Kept>),
+        surroundings: Surroundings<'_>,
+    ) -> Result<Entry> {
+        let (parts, call) = (self.parts, &self.generation);
+        Denoising { parts, call, indices, scaling: Scaling::Shifted, upcast: false, kept }.run(
+            &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
+            latents,
+            scheduler,
+            surroundings,
+        )
+    }
+}

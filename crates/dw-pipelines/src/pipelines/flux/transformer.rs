@@ -1,0 +1,146 @@
+//! A Flux transformer with its conditioning: what every pipeline of the family does in a denoising step, and the packing
+//! of latents into tokens.
+
+use candle_core::Tensor;
+
+use super::controlnet::Control;
+use crate::{
+    Result,
+    models::{FluxInput, FluxTransformer2DModel},
+    nn::Rotary,
+    pipelines::prompt::Embeddings,
+};
+
+/// Latents to tokens, 2 x 2 latents each: `(batch, channels, height, width)` to
+/// `(batch, height / 2 * width / 2, 4 * channels)`.
+pub(super) fn packed(latents: &Tensor) -> Result<Tensor> {
+    let (batch, channels, height, width) = latents.dims4()?;
+    let pieces = latents.reshape(&[batch, channels, height / 2, 2, width / 2, 2][..])?;
+    let tokens = pieces.permute(vec![0, 2, 4, 1, 3, 5])?;
+    Ok(tokens.reshape((batch, (height / 2) * (width / 2), 4 * channels))?)
+}
+
+/// Tokens of `rows` rows back to latents.
+pub(super) fn unpacked(tokens: &Tensor, rows: usize) -> Result<Tensor> {
+    let (batch, count, values) = tokens.dims3()?;
+    let (columns, channels) = (count / rows.max(1), values / 4);
+    let pieces = tokens.reshape(&[batch, rows, columns, channels, 2, 2][..])?;
+    let latents = pieces.permute(vec![0, 3, 1, 4, 2, 5])?;
+    Ok(latents.reshape((batch, channels, 2 * rows, 2 * columns))?)
+}
+
+/// The positions of a picture's tokens, row by row; `picture` tells pictures apart.
+pub(super) fn grid(rows: usize, columns: usize, picture: u32) -> Vec<[u32; 3]> {
+    let row = |row: usize| (0..columns).map(move |column| [picture, row as u32, column as u32]);
+    (0..rows).flat_map(row).collect()
+}
+
+/// How strongly prompts are followed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guiding {
+    /// As an input of the model.
+    pub(super) guidance: f64,
+    /// By a second prediction; when there is a negative prompt.
+    pub(super) true_cfg_scale: f64,
+}
+
+/// An encoded prompt, one row for each picture, with the rotations that go with its length.
+pub(super) struct Text {
+    pub(super) embeddings: Embeddings,
+    rotary: Rotary,
+}
+
+impl Text {
+    /// `positions` are those of all tokens beside the text.
+    pub(super) fn new(
+        transformer: &FluxTransformer2DModel,
+        embeddings: Embeddings,
+        positions: &[[u32; 3]],
+    ) -> Result<Self> {
+        let words = embeddings.embeds.dim(1)?;
+        let rotary = transformer.config().rotary(positions, words, transformer.device())?;
+        Ok(Self { embeddings, rotary })
+    }
+}
+
+/// A transformer and everything it is told in each step.
+pub(super) struct Conditioned<'a> {
+    pub(super) transformer: &'a FluxTransformer2DModel,
+    pub(super) positive: Text,
+    /// None when one prediction is enough.
+    pub(super) negative: Option<Text>,
+    pub(super) guiding: Guiding,
+    /// What is read beside the latents, `(batch, channels, height / 8, width / 8)`: a control picture, or a masked picture
+    /// and its mask.
+    pub(super) surrounding: Option<Tensor>,
+    /// Tokens that follow the picture's: another picture.
+    pub(super) following: Option<Tensor>,
+    pub(super) control: Option<Control<'a>>,
+}
+
+impl Conditioned<'_> {
+    /// The prediction for `latents`, `(batch, channels, height / 8, width / 8)`, of the same shape. `index` is the
+    /// place of `timestep` in the schedule.
+    pub(super) fn predict(&self, latents: &Tensor, timestep: f64, index: usize) -> Result<Tensor> {
+        let tokens = match &self.surrounding {
+            Some(surrounding) => packed(&Tensor::cat(&[latents, surrounding], 1)?)?,
+            None => packed(latents)?,
+        };
+        let count = tokens.dim(1)?;
+        let picture = match &self.following {
+            Some(following) => Tensor::cat(&[&tokens, following], 1)?,
+            None => tokens,
+        };
+        // The reference steers both predictions by what its ControlNets say about the prompt.
+        let residuals = match &self.control {
+            Some(control) => control.residuals(&self.input(&picture, &self.positive, timestep), index)?,
+            None => Vec::new(),
+        };
+        let predicted = |text: &Text| -> Result<Tensor> {
+            let prediction = self.transformer.forward(&self.input(&picture, text, timestep), &residuals)?;
+            Ok(prediction.narrow(1, 0, count)?)
+        };
+        let mut prediction = predicted(&self.positive)?;
+        if let Some(negative) = &self.negative {
+            let negative = predicted(negative)?;
+            prediction = (&negative + ((prediction - &negative)? * self.guiding.true_cfg_scale)?)?;
+        }
+        unpacked(&prediction, latents.dim(2)? / 2)
+    }
+
+    fn input<'t>(&self, picture: &'t Tensor, text: &'t Text, timestep: f64) -> FluxInput<'t> {
+        FluxInput {
+            picture,
+            text: &text.embeddings.embeds,
+            pooled: &text.embeddings.pooled,
+            timestep,
+            guidance: self.guiding.guidance,
+            rotary: &text.rotary,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn packing_takes_squares_of_four_and_can_be_undone() {
+        let latents = Tensor::arange(0f32, 2.0 * 4.0 * 6.0, &Device::Cpu).and_then(|x| x.reshape((1, 2, 4, 6)));
+        let latents = latents.expect("48 numbers");
+        let tokens = packed(&latents).expect("even sides");
+        assert_eq!(tokens.dims(), [1, 6, 8]);
+        let first = tokens.narrow(1, 0, 1).and_then(|x| x.flatten_all()?.to_vec1::<f32>()).expect("8 numbers");
+        assert_eq!(first, [0.0, 1.0, 6.0, 7.0, 24.0, 25.0, 30.0, 31.0]);
+        let back = unpacked(&tokens, 2).expect("two rows");
+        let numbers = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("48 numbers");
+        assert_eq!(numbers(&back), numbers(&latents));
+    }
+
+    #[test]
+    fn tokens_lie_on_a_grid_of_their_picture() {
+        assert_eq!(grid(2, 2, 1), [[1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]]);
+    }
+}

@@ -1,0 +1,77 @@
+//! Whether the parts of a Flux model belong together, as far as their configurations say.
+
+use super::{Kind, Model, Origin};
+use crate::{
+    Error, Result,
+    models::{FluxConfig, FluxControlNetConfig},
+};
+
+/// Refuses ControlNets that were made for another transformer, before weights are read.
+pub(super) fn check(origins: &[(String, Origin)]) -> Result<()> {
+    let transformers = origins.iter().find_map(|(_, origin)| transformer(origin).transpose());
+    let Some(transformer) = transformers.transpose()? else { return Ok(()) };
+    for (name, origin) in origins {
+        let Some(net) = controlnet(origin)? else { continue };
+        if let Some(reason) = misfit(&net, &transformer) {
+            return Err(Error::Unsupported(format!(
+                "component `{name}` {reason}; use a ControlNet made for this model"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn transformer(origin: &Origin) -> Result<Option<FluxConfig>> {
+    Ok(match origin {
+        Origin::Loaded(planned) if planned.kind == Kind::FluxTransformer => Some(planned.config()?),
+        Origin::Shared(component) => match &component.model {
+            Model::FluxTransformer(model) => Some(model.config().clone()),
+            _ => None,
+        },
+        Origin::Loaded(_) => None,
+    })
+}
+
+fn controlnet(origin: &Origin) -> Result<Option<FluxControlNetConfig>> {
+    Ok(match origin {
+        Origin::Loaded(planned) if planned.kind == Kind::FluxControlNet => Some(planned.config()?),
+        Origin::Shared(component) => match &component.model {
+            Model::FluxControlNet(model) => Some(model.config().clone()),
+            _ => None,
+        },
+        Origin::Loaded(_) => None,
+    })
+}
+
+/// Why a net cannot steer a transformer.
+fn misfit(net: &FluxControlNetConfig, transformer: &FluxConfig) -> Option<String> {
+    let net = &net.transformer;
+    let sizes = [
+        ("tokens of", "features", net.inner_dim(), transformer.inner_dim()),
+        ("text of", "features", net.joint_attention_dim, transformer.joint_attention_dim),
+        ("pooled text of", "features", net.pooled_projection_dim, transformer.pooled_projection_dim),
+        ("latents of", "values for each token", net.in_channels, transformer.predicted_channels()),
+    ];
+    let differs = sizes.into_iter().find(|(_, _, found, wanted)| found != wanted);
+    differs.map(|(what, unit, found, wanted)| {
+        format!("is made for {what} {found} {unit}, but the model's transformer has {wanted}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_net_of_another_model_is_told_by_its_sizes() {
+        let net = |joint_attention_dim: usize| FluxControlNetConfig {
+            transformer: FluxConfig { joint_attention_dim, num_layers: 2, ..FluxConfig::default() },
+            ..FluxControlNetConfig::default()
+        };
+        // A transformer that reads more than the latents predicts as many values as any.
+        let transformer = FluxConfig { in_channels: 128, out_channels: Some(64), ..FluxConfig::default() };
+        assert_eq!(misfit(&net(4096), &transformer), None);
+        let reason = misfit(&net(2048), &transformer).expect("other text");
+        assert!(reason.contains("text of 2048") && reason.contains("4096"), "{reason}");
+    }
+}

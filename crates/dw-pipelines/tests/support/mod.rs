@@ -1,0 +1,6 @@
+//! What several test binaries share.
+
+// Each of them uses a part of it.
+#![allow(dead_code)]
+
+pub(crate) mod tiny;

@@ -15,6 +15,7 @@ pub mod finding;
 pub mod fit;
 pub mod media;
 pub mod metadata;
+pub mod nearest;
 pub mod output;
 pub mod paths;
 pub mod picture;

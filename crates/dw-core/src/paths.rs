@@ -309,7 +309,7 @@ pub fn check_base_name(text: &str) -> Result<(), InputError> {
     if text.chars().any(char::is_control) {
         return Err(InputError::StringControl);
     }
-    if text.contains(['/', '\\']) || text == ".." {
+    if text.contains(['/', '\\']) || text == "." || text == ".." {
         return Err(InputError::Component(text.to_owned()));
     }
     Ok(())

@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub(crate) use crate::nearest::nearest;
 pub use configuration::{
     Cache, CacheType, CompileOptions, ComponentPlacement, ComponentsManager, GroupOffload, LayerwiseCasting,
     LoadComponents, MagRatios, ModuleSettings, Offload, PipelineConfiguration, Residency, TeaCache, Tiling,
@@ -27,7 +28,7 @@ pub use pipeline::{
 };
 pub use schema::{schema, strict_schema};
 pub use validate::check;
-pub(crate) use validate::{Structure, describe, join_words, nearest};
+pub(crate) use validate::{Structure, describe, join_words};
 pub use values::{Dtype, Integer, NumberOrText, OneOrMany};
 
 use crate::seed::Seed;

@@ -165,13 +165,14 @@ impl<'p> Scope<'p> {
             let message = format!("step `{label}` has nothing to do: a reference of its arguments has no values");
             session.events.emit(Event::Warning { message });
         }
+        check_calls(step, &iterations, &label, session)?;
         let mut runner = StepRunner::new(self, step, label.clone(), session)?;
         let mut entries = Vec::new();
         let count = iterations.len();
         for (iteration, arguments) in iterations.into_iter().enumerate() {
             session.cancel.check().map_err(|_| EngineError::Cancelled)?;
             session.events.emit(Event::IterationStarted { step: label.clone(), iteration, iterations: count });
-            let place = if count > 1 { format!(" (iteration {} of {count})", iteration + 1) } else { String::new() };
+            let place = place(iteration, count);
             let fresh = runner.call(self, &arguments, session, &place)?;
             runner
                 .save(&fresh, entries.len(), &arguments, self, session)
@@ -209,6 +210,33 @@ impl<'p> Scope<'p> {
         self.media.load(&mut values, &self.plan.base_dir, session.engine.config.offline)?;
         Ok(Arguments { values, input: None, artifacts: self.media.artifacts.clone() })
     }
+}
+
+/// Where in a step something happens, for messages; nothing when it has one iteration.
+fn place(iteration: usize, count: usize) -> String {
+    if count > 1 { format!(" (iteration {} of {count})", iteration + 1) } else { String::new() }
+}
+
+/// Checks every call of a pipeline step that loads its model, before it does.
+fn check_calls(
+    step: &PlannedStep,
+    iterations: &[Arguments],
+    label: &str,
+    session: &Session,
+) -> Result<(), EngineError> {
+    let Action::Pipeline(pipeline) = &step.action else { return Ok(()) };
+    let mut said = Vec::new();
+    for (iteration, arguments) in iterations.iter().enumerate() {
+        let remarks = dw_pipelines::registry::check_call(&pipeline.class, arguments)
+            .map_err(|error| pipeline_failed(label, &place(iteration, iterations.len()), error))?;
+        for remark in remarks {
+            if !said.contains(&remark) {
+                session.events.emit(Event::Warning { message: format!("step `{label}`: {remark}") });
+                said.push(remark);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The named arguments of a step; the items of a task's `inputs` are none.

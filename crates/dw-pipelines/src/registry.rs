@@ -5,7 +5,7 @@ mod flux;
 mod stable_diffusion;
 mod stable_diffusion_3;
 
-use dw_core::{arguments::Arguments, artifact::Entry};
+use dw_core::{arguments::Arguments, artifact::Entry, nearest::nearest};
 use serde_json::Value;
 
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
     adapters::lora::Denoiser,
     pipelines::{
         Surroundings,
-        arguments::{closest, merged_schema},
+        arguments::{merged_schema, refuse_unknown},
+        check::check,
         components::Parts,
         loader::{Kind, Slot},
     },
@@ -63,6 +64,10 @@ pub(crate) enum Task {
     ImageToImage,
     /// Parts of pictures painted anew.
     Inpaint,
+    /// Pictures changed as prompts tell.
+    Edit,
+    /// Pictures made larger.
+    Upscale,
     /// Prompts for another class.
     Prior,
 }
@@ -98,6 +103,10 @@ pub(crate) enum Family {
     StableDiffusion,
     /// Stable Diffusion XL.
     StableDiffusionXl,
+    /// Stable Diffusion's upscaler by four, which reads pixels.
+    Upscaler,
+    /// Stable Diffusion's upscaler by two, from latents to latents.
+    LatentUpscaler,
     /// Stable Diffusion 3 and 3.5.
     StableDiffusion3,
     /// FLUX.1.
@@ -108,7 +117,7 @@ impl Family {
     /// What removes the noise in its models.
     pub(crate) fn denoiser(self) -> Denoiser {
         match self {
-            Self::StableDiffusion | Self::StableDiffusionXl => Denoiser::Unet,
+            Self::StableDiffusion | Self::StableDiffusionXl | Self::Upscaler | Self::LatentUpscaler => Denoiser::Unet,
             Self::StableDiffusion3 => Denoiser::StableDiffusion3,
             Self::Flux => Denoiser::Flux,
         }
@@ -116,11 +125,15 @@ impl Family {
 
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
-        let is_other = ["StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];
+        let is_other = ["StableDiffusionDepth"];
         if class.starts_with("Flux") && !class.starts_with("Flux2") {
             Some(Self::Flux)
         } else if class.starts_with("StableDiffusion3") {
             Some(Self::StableDiffusion3)
+        } else if class.starts_with("StableDiffusionUpscale") {
+            Some(Self::Upscaler)
+        } else if class.starts_with("StableDiffusionLatentUpscale") {
+            Some(Self::LatentUpscaler)
         } else if class.starts_with("StableDiffusionXL") {
             Some(Self::StableDiffusionXl)
         } else if class.starts_with("StableDiffusion") && !is_other.iter().any(|other| class.starts_with(other)) {
@@ -187,10 +200,26 @@ pub fn classes() -> impl Iterator<Item = &'static PipelineClass> {
 pub(crate) fn find(name: &str) -> Result<&'static PipelineClass> {
     classes().find(|class| class.name == name).ok_or_else(|| {
         let names = || classes().map(|class| class.name);
-        let hint = closest(name, names()).map_or(String::new(), |close| format!("; did you mean `{close}`?"));
+        let hint = nearest(name, names()).map_or(String::new(), |close| format!("; did you mean `{close}`?"));
         let known = names().collect::<Vec<_>>().join("`, `");
         Error::Unsupported(format!("pipeline class `{name}` is not in this build{hint} It has `{known}`"))
     })
+}
+
+/// Checks the arguments of a call before its model is loaded, as far as the class alone tells. The remarks are about
+/// what works, but was probably not meant.
+pub fn check_call(class: &str, arguments: &Arguments) -> Result<Vec<String>> {
+    let row = find(class)?;
+    let Target::Class(implementation) = &row.target else { return Ok(Vec::new()) };
+    match implementation.family {
+        Family::StableDiffusion | Family::StableDiffusionXl | Family::Upscaler | Family::LatentUpscaler => {
+            let schema = (row.schema)();
+            refuse_unknown(row.name, arguments, &schema)?;
+            check(implementation.task, &schema, arguments)
+        }
+        // Their calls check the same once the model is there.
+        Family::StableDiffusion3 | Family::Flux => Ok(Vec::new()),
+    }
 }
 
 /// The classes that are more than another name.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dw_core::{
     arguments::{Arguments, ArtifactRef},
     artifact::Artifact,
+    nearest::nearest,
 };
 use image::DynamicImage;
 use schemars::JsonSchema;
@@ -78,7 +79,7 @@ fn check_names(command: &str, values: &Map<String, Value>, schema: &Value) -> Re
     let properties = schema["properties"].as_object().unwrap_or(&empty);
     let known: Vec<&str> = properties.keys().map(String::as_str).collect();
     if let Some(name) = values.keys().find(|name| !known.contains(&name.as_str())) {
-        let hint = match nearest(name, &known) {
+        let hint = match nearest(name, known.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("it takes {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
         };
@@ -101,13 +102,6 @@ fn first_sentence(text: &str) -> String {
         first.make_ascii_lowercase();
     }
     sentence
-}
-
-/// The known name nearest to a mistyped one, when one is near.
-pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let distance = |candidate: &&str| strsim::damerau_levenshtein(&name.to_lowercase(), candidate);
-    let best = known.iter().min_by_key(|candidate| distance(candidate))?;
-    (distance(best) <= (name.len() / 3).max(1)).then_some(*best)
 }
 
 /// Turns `768.0` into `768` where an integer is asked for: to JSON Schema they are the same.

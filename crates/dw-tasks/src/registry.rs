@@ -1,5 +1,7 @@
 //! The table of commands: one row each, sorted by name.
 
+use dw_core::nearest::nearest;
+
 use crate::{Task, arguments, border, canny, crop, frames, gather, picture, qr, resize, text, watermark};
 
 /// A row: name, argument struct, function, and what it does in a sentence.
@@ -73,7 +75,7 @@ pub fn find(name: &str) -> Option<&'static Task> {
 /// What is wrong with a command name that [`find`] does not know, with the nearest one it does know.
 pub fn unknown_command(name: &str) -> String {
     let known: Vec<&str> = tasks().iter().map(|task| task.name).collect();
-    let hint = arguments::nearest(name, &known).map(|name| format!(". Did you mean `{name}`?"));
+    let hint = nearest(name, known.iter().copied()).map(|name| format!(". Did you mean `{name}`?"));
     let list = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     format!("Unknown task command: `{name}`. Registered commands: {list}{}", hint.unwrap_or_default())
 }

@@ -1,9 +1,8 @@
 //! Names of result files: what a workflow may put into them, and which extension a content type has.
 
 use super::OutputError;
+use crate::paths::{self, InputError};
 
-/// The most characters of an id, a step's name or a base name.
-const MAX_NAME: usize = 200;
 /// The most bytes of a file name that common file systems take.
 const MAX_FILE_NAME: usize = 255;
 
@@ -50,30 +49,18 @@ pub fn extension(content_type: &str) -> &'static str {
 }
 
 /// Checks a name that becomes part of a file name: a workflow's `id`, a step's name, `file_base_name`,
-/// the key of a group. It may not hold a path separator, a control character or more than 200
-/// characters, so that files stay in the output folder. `what` names it in the message.
+/// the key of a group. `what` names it in the message.
 pub fn check_base_name(what: &str, name: &str) -> Result<(), OutputError> {
-    let refuse = |reason: &str| {
+    paths::check_base_name(name).map_err(|error| {
         let shown: String = name.chars().take(80).collect();
-        Err(OutputError::BadName {
-            what: what.to_owned(),
-            name: shown.escape_debug().to_string(),
-            reason: reason.to_owned(),
-        })
-    };
-    if name.contains(['/', '\\']) {
-        return refuse("contains a path separator; files can only go into the output folder itself");
-    }
-    if name == "." || name == ".." {
-        return refuse("names a folder; use letters, digits, `-` and `_`");
-    }
-    if name.chars().any(char::is_control) {
-        return refuse("contains a control character; remove it");
-    }
-    if name.chars().count() > MAX_NAME {
-        return refuse("is longer than 200 characters; shorten it");
-    }
-    Ok(())
+        let remedy = match error {
+            InputError::StringTooLong { .. } => "shorten it",
+            InputError::StringControl => "remove the control character",
+            _ => "use letters, digits, `-` and `_`, so that files stay in the output folder itself",
+        };
+        let name = shown.escape_debug().to_string();
+        OutputError::BadName { what: what.to_owned(), name, reason: format!("is refused ({error}); {remedy}") }
+    })
 }
 
 /// Checks a whole file name put together from checked parts.
@@ -134,6 +121,8 @@ mod tests {
     #[test]
     fn a_refused_name_is_shown_without_its_control_characters() {
         let message = check_base_name("step name", "a\x1b[2Jb").expect_err("refused").to_string();
-        assert_eq!(message, "step name `a\\u{1b}[2Jb` contains a control character; remove it");
+        let expected =
+            "step name `a\\u{1b}[2Jb` is refused (String contains invalid characters); remove the control character";
+        assert_eq!(message, expected);
     }
 }

@@ -3,29 +3,16 @@
 use serde_json::Value;
 
 use super::{builder::Report, step::Context};
-use crate::{document::child_pointer, workflow::nearest};
+use crate::{
+    document::child_pointer,
+    references::{self, Reference},
+    workflow::nearest,
+};
 
 /// Checks every reference inside the arguments of step `index`.
 pub(super) fn check(report: &mut Report, context: &Context, index: usize, value: &Value, pointer: &str) {
-    match value {
-        Value::String(text) => check_text(report, context, index, text, pointer),
-        Value::Array(items) => {
-            for (position, item) in items.iter().enumerate() {
-                check(report, context, index, item, &child_pointer(pointer, &position.to_string()));
-            }
-        }
-        Value::Object(object) => {
-            for (key, item) in object {
-                let pointer = child_pointer(pointer, key);
-                match item {
-                    Value::String(name) if key == "from_previous_result" => {
-                        check_name(report, context, index, name, &pointer);
-                    }
-                    _ => check(report, context, index, item, &pointer),
-                }
-            }
-        }
-        _ => {}
+    for (inside, target) in references::mentions(value) {
+        check_name(report, context, index, target, &format!("{pointer}{inside}"));
     }
 }
 
@@ -43,7 +30,7 @@ pub(super) fn check_places(report: &mut Report, step: &Value, pointer: &str) {
 
 fn check_place(report: &mut Report, value: &Value, pointer: &str) {
     match value {
-        Value::String(text) if text.starts_with("previous_result:") || text.starts_with("previous_results:") => {
+        Value::String(text) if Reference::parse(text).is_some() => {
             let message = format!("`{text}` is not filled in here");
             report.error("reference-place", pointer, message).remedy =
                 Some("results of steps can be used in the arguments of a step".into());
@@ -59,13 +46,6 @@ fn check_place(report: &mut Report, value: &Value, pointer: &str) {
             }
         }
         _ => {}
-    }
-}
-
-fn check_text(report: &mut Report, context: &Context, index: usize, text: &str, pointer: &str) {
-    let reference = text.strip_prefix("previous_result:").or_else(|| text.strip_prefix("previous_results:"));
-    if let Some(reference) = reference {
-        check_name(report, context, index, reference, pointer);
     }
 }
 
@@ -95,14 +75,9 @@ fn check_name(report: &mut Report, context: &Context, index: usize, reference: &
     report.error("unknown-step", pointer, message).remedy = near.map(|near| format!("did you mean `{near}`?"));
 }
 
-/// The step that a reference names: exactly, or as its longest beginning before a dot.
-fn resolve<'a>(reference: &str, names: &'a [String]) -> Option<&'a String> {
-    let begins = |name: &&String| {
-        let property = reference.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix('.'));
-        property.is_some_and(|property| !property.is_empty())
-    };
-    names
-        .iter()
-        .find(|name| *name == reference)
-        .or_else(|| names.iter().filter(|name| !name.is_empty()).filter(begins).max_by_key(|name| name.len()))
+/// The step that a reference names.
+fn resolve<'a>(reference: &str, names: &'a [String]) -> Option<&'a str> {
+    let named = names.iter().map(String::as_str).filter(|name| !name.is_empty());
+    let (name, property) = references::split(reference, named)?;
+    (property != Some("")).then_some(name)
 }

@@ -13,6 +13,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::{document::child_pointer, nearest::nearest};
+
 pub use expand::{MAX_ITERATIONS, expand};
 pub use results::Results;
 
@@ -104,15 +106,31 @@ pub fn split<'t, 'n>(target: &'t str, names: impl IntoIterator<Item = &'n str>) 
     candidates.max_by_key(|(name, _)| name.len())
 }
 
-/// Every target that `value` mentions, with either prefix or as `from_previous_result`.
-fn mentioned<'a>(value: &'a Value, targets: &mut Vec<&'a str>) {
+/// Every target that `value` mentions, with either prefix or as `from_previous_result`, behind the JSON pointer from
+/// `value` to the string.
+pub fn mentions(value: &Value) -> Vec<(String, &str)> {
+    let mut found = Vec::new();
+    add_mentions(value, "", &mut found);
+    found
+}
+
+fn add_mentions<'a>(value: &'a Value, pointer: &str, found: &mut Vec<(String, &'a str)>) {
     match value {
-        Value::String(text) => targets.extend(Reference::parse(text).map(|reference| reference.target)),
-        Value::Array(items) => items.iter().for_each(|item| mentioned(item, targets)),
+        Value::String(text) => {
+            found.extend(Reference::parse(text).map(|reference| (pointer.to_owned(), reference.target)));
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                add_mentions(item, &child_pointer(pointer, &index.to_string()), found);
+            }
+        }
         Value::Object(members) => {
             for (key, member) in members {
-                targets.extend(member.as_str().filter(|_| key == FROM_PREVIOUS_RESULT));
-                mentioned(member, targets);
+                let pointer = child_pointer(pointer, key);
+                match member {
+                    Value::String(target) if key == FROM_PREVIOUS_RESULT => found.push((pointer, target)),
+                    member => add_mentions(member, &pointer, found),
+                }
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
@@ -168,12 +186,8 @@ fn alternatives(names: &[String]) -> String {
 }
 
 fn did_you_mean(target: &str, available: &[String]) -> String {
-    let closest = available
-        .iter()
-        .map(|name| (strsim::jaro_winkler(target, name), name))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    closest.map_or_else(String::new, |(_, name)| format!(", `{name}` perhaps"))
+    let near = nearest(target, available.iter().map(String::as_str));
+    near.map_or_else(String::new, |name| format!(", `{name}` perhaps"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{ReferenceError, mentioned, split};
+use super::{ReferenceError, mentions, split};
 use crate::artifact::{Artifact, Entry};
 
 /// What finished steps produced, by step name, in the order in which the names first appeared.
@@ -40,10 +40,7 @@ impl Results {
 
     /// Drops every result that none of the `remaining` steps refers to.
     pub fn release_except(&mut self, remaining: &[&Value]) {
-        let mut targets = Vec::new();
-        for step in remaining {
-            mentioned(step, &mut targets);
-        }
+        let targets: Vec<&str> = remaining.iter().flat_map(|step| mentions(step)).map(|(_, target)| target).collect();
         self.steps.retain(|(name, _)| targets.iter().any(|target| split(target, [name.as_str()]).is_some()));
     }
 

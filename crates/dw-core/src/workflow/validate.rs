@@ -15,6 +15,7 @@ use super::schema::strict_schema;
 use crate::{
     document::{Document, child_pointer},
     finding::{Finding, Severity},
+    nearest::nearest,
     paths::MAX_STEPS,
 };
 
@@ -340,18 +341,4 @@ pub(crate) fn join_words(words: &[&str], last: &str) -> String {
         [one] => one.clone(),
         [first @ .., end] => format!("{} {last} {end}", first.join(", ")),
     }
-}
-
-/// The candidate that `text` was probably meant to be.
-pub(crate) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let wanted = text.to_lowercase();
-    let scored = candidates.into_iter().map(|candidate| {
-        let lower = candidate.to_lowercase();
-        // Jaro-Winkler alone favours common beginnings too much; both have to agree that it is close.
-        let distance = strsim::damerau_levenshtein(&wanted, &lower);
-        let limit = 1 + wanted.chars().count().max(lower.chars().count()) / 4;
-        (strsim::jaro_winkler(&wanted, &lower), distance <= limit, candidate)
-    });
-    let close = scored.filter(|(score, near, _)| *near && *score >= 0.75);
-    close.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, _, candidate)| candidate)
 }

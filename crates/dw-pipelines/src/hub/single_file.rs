@@ -199,13 +199,16 @@ impl SingleFileModel {
     }
 
     fn kin_config(&self, path: &str) -> Result<Option<Value>> {
+        // A ControlNet is a copy of the UNet that it steers, and has the settings of that.
+        let path = if part_of(path) == Some(Part::ControlNet) { "unet/config.json" } else { path };
         self.kin.as_ref().map_or(Ok(None), |kin| kin.read_json(path))
     }
 
     /// Text that changes when the configuration of `folder` does.
     pub(super) fn fingerprint(&self, folder: &str, names: &[&str]) -> Result<String> {
         let config = self.config.as_deref().map_or(Ok(String::new()), |config| config.fingerprint(folder, names))?;
-        let kin = self.kin.as_deref().map_or(Ok(String::new()), |kin| kin.fingerprint(folder, names))?;
+        let of_kin = if folder == Part::ControlNet.name() { Part::Unet.name() } else { folder };
+        let kin = self.kin.as_deref().map_or(Ok(String::new()), |kin| kin.fingerprint(of_kin, names))?;
         let vocabularies = [&self.clip, &self.t5].into_iter().filter_map(|found| found.get()?.as_ref());
         let vocabularies = vocabularies.map(|found| found.files.fingerprint(found.folder, names));
         Ok(config + &kin + &vocabularies.collect::<Result<Vec<_>>>()?.concat())
@@ -248,6 +251,10 @@ impl SingleFileModel {
     }
 
     fn missing(&self, folder: &str) -> Error {
+        if self.checkpoint.components().eq([Part::ControlNet.name()]) {
+            let reason = "is a ControlNet, not a model; name it as `from_single_file` of the component `controlnet`";
+            return Error::BadFile { path: self.checkpoint.path().to_owned(), reason: reason.into() };
+        }
         let listed = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let held: Vec<&str> = self.checkpoint.components().collect();
         // Without a denoiser the file is a component alone, and what else a pipeline needs is not its matter.

@@ -30,10 +30,14 @@ impl<T: Clone> OneOrMany<T> {
     }
 }
 
-/// A configuration's nulls mean "not set", as everywhere in the reference.
+/// Settings that are not null by default, and whose null says that the model does without.
+const NULL_SAYS_NONE: [&str; 2] = ["mid_block_type", "norm_num_groups"];
+
+/// A configuration's nulls mean "not set", as everywhere in the reference but for the settings that say "none".
 pub(crate) fn without_nulls(config: Value) -> Value {
+    let is_set = |name: &str, value: &Value| !value.is_null() || NULL_SAYS_NONE.contains(&name);
     match config {
-        Value::Object(map) => Value::Object(map.into_iter().filter(|(_, value)| !value.is_null()).collect()),
+        Value::Object(map) => Value::Object(map.into_iter().filter(|(name, value)| is_set(name, value)).collect()),
         other => other,
     }
 }

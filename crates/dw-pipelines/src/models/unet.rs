@@ -7,6 +7,7 @@ mod blocks;
 mod conditioning;
 mod config;
 mod image_prompt;
+mod k_blocks;
 mod transformer;
 
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +16,7 @@ pub(crate) use self::blocks::Conditioning;
 use self::{
     blocks::{DownBlock, MidBlock, UpBlock},
     conditioning::TimeConditioning,
+    k_blocks::{KDownBlock, KUpBlock},
 };
 pub use self::{
     config::UnetConfig,
@@ -81,9 +83,9 @@ pub struct Unet2DConditionModel {
     dtype: DType,
     device: Device,
     trunk: Trunk,
-    up_blocks: Vec<UpBlock>,
-    conv_norm_out: GroupNorm,
-    act: Activation,
+    up_blocks: Vec<UpLevel>,
+    /// None in a model whose residual blocks have norms of their own kind.
+    norm_out: Option<(GroupNorm, Activation)>,
     conv_out: Conv2d,
 }
 
@@ -96,14 +98,22 @@ impl Unet2DConditionModel {
         let up_block = |i: usize| {
             let below = if i == 0 { plans[0].channels } else { plans[i - 1].channels };
             let skip = plans.get(i + 1).unwrap_or(&plans[i]).channels;
-            UpBlock::new(config, &plans[i], below, skip, &weights.pp("up_blocks").pp(i))
+            let weights = weights.pp("up_blocks").pp(i);
+            Ok(if k_blocks::is_k_block(&plans[i].class) {
+                UpLevel::Conditioned(KUpBlock::new(config, &plans[i], skip, &weights)?)
+            } else {
+                UpLevel::Plain(UpBlock::new(config, &plans[i], below, skip, &weights)?)
+            })
         };
+        let norm_out = config.norm_num_groups.map(|groups| {
+            let norm = weights.pp("conv_norm_out").group_norm(groups, channels[0], config.norm_eps)?;
+            Ok::<_, Error>((norm, config.act()?))
+        });
         let out = Conv2dOptions::same(config.conv_out_kernel);
         Ok(Self {
             trunk,
             up_blocks: (0..plans.len()).map(up_block).collect::<Result<_>>()?,
-            conv_norm_out: weights.pp("conv_norm_out").group_norm(config.groups()?, channels[0], config.norm_eps)?,
-            act: config.act()?,
+            norm_out: norm_out.transpose()?,
             conv_out: weights.pp("conv_out").conv2d(channels[0], config.out_channels, out)?,
             config: config.clone(),
             dtype: weights.dtype(),
@@ -139,9 +149,15 @@ impl Unet2DConditionModel {
             x = x.broadcast_add(&residual.to_dtype(self.dtype)?)?;
         }
         for block in &self.up_blocks {
-            x = block.forward(&x, conditioning, &mut skips)?;
+            x = match block {
+                UpLevel::Plain(block) => block.forward(&x, conditioning, &mut skips)?,
+                UpLevel::Conditioned(block) => block.forward(&x, conditioning, &mut skips)?,
+            };
         }
-        self.conv_out.forward(&self.act.forward(&self.conv_norm_out.forward(&x)?)?)
+        if let Some((norm, act)) = &self.norm_out {
+            x = act.forward(&norm.forward(&x)?)?;
+        }
+        self.conv_out.forward(&x)
     }
 
     fn check(&self, input: &UnetInput) -> Result<()> {
@@ -159,11 +175,23 @@ impl Unet2DConditionModel {
     }
 }
 
+/// A level on the way down, of either kind.
+enum DownLevel {
+    Plain(DownBlock),
+    Conditioned(KDownBlock),
+}
+
+/// A level on the way up, of either kind.
+enum UpLevel {
+    Plain(UpBlock),
+    Conditioned(KUpBlock),
+}
+
 /// The half of a UNet that a ControlNet copies: everything down to the middle.
 pub(crate) struct Trunk {
     conv_in: Conv2d,
     pub(crate) time: TimeConditioning,
-    down_blocks: Vec<DownBlock>,
+    down_blocks: Vec<DownLevel>,
     mid_block: Option<MidBlock>,
     is_centred: bool,
 }
@@ -175,7 +203,12 @@ impl Trunk {
         let plans = config.down_plans()?;
         let down_block = |i: usize| {
             let inputs = channels[i.saturating_sub(1)];
-            DownBlock::new(config, &plans[i], inputs, &weights.pp("down_blocks").pp(i))
+            let weights = weights.pp("down_blocks").pp(i);
+            Ok(if k_blocks::is_k_block(&plans[i].class) {
+                DownLevel::Conditioned(KDownBlock::new(config, &plans[i], inputs, &weights)?)
+            } else {
+                DownLevel::Plain(DownBlock::new(config, &plans[i], inputs, &weights)?)
+            })
         };
         let conv_in = Conv2dOptions::same(config.conv_in_kernel);
         Ok(Self {
@@ -197,7 +230,10 @@ impl Trunk {
         let mut skips = vec![sample.clone()];
         let mut x = sample.clone();
         for block in &self.down_blocks {
-            x = block.forward(&x, conditioning, &mut skips)?;
+            x = match block {
+                DownLevel::Plain(block) => block.forward(&x, conditioning, &mut skips)?,
+                DownLevel::Conditioned(block) => block.forward(&x, conditioning, &mut skips)?,
+            };
         }
         if let Some(mid_block) = &self.mid_block {
             x = mid_block.forward(&x, conditioning)?;

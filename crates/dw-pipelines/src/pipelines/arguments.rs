@@ -8,15 +8,13 @@ use candle_core::{DType, Device, Tensor};
 use dw_core::{
     arguments::{Arguments, ArtifactRef},
     artifact::{Array, Artifact},
+    nearest::nearest,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error as _};
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
-
-/// How alike two names must be for a "did you mean".
-const LIKENESS: f64 = 0.8;
 
 /// The JSON Schema (an object) of one group of arguments.
 pub(crate) fn group_schema<G: JsonSchema>() -> Value {
@@ -67,15 +65,9 @@ pub(crate) fn refuse_unknown(class: &str, arguments: &Arguments, schema: &Value)
     let Some(name) = arguments.values.keys().find(|name| !known.contains(&name.as_str())) else {
         return Ok(());
     };
-    let hint = closest(name, known.iter().copied()).map_or(String::new(), |close| format!("; did you mean `{close}`?"));
+    let hint = nearest(name, known.iter().copied()).map_or(String::new(), |close| format!("; did you mean `{close}`?"));
     let known = known.join("`, `");
     Err(Error::Argument { name: name.clone(), reason: format!("`{class}` does not take it{hint} It takes `{known}`") })
-}
-
-/// The name most like `name`, when one is alike enough.
-pub(crate) fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let rated = known.map(|other| (strsim::jaro_winkler(name, other), other));
-    rated.filter(|(likeness, _)| *likeness > LIKENESS).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other)
 }
 
 fn property_names(schema: &Value) -> impl Iterator<Item = &str> {
@@ -296,12 +288,16 @@ pub(crate) fn optional_positive<'de, D: Deserializer<'de>>(deserializer: D) -> R
     positive(deserializer).map(Some)
 }
 
-/// Reads a whole number that may be 0 or left out.
-pub(crate) fn optional_whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+/// Reads a whole number that may be 0.
+pub(crate) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let value = Value::deserialize(deserializer)?;
     whole_number(&value)
-        .map(Some)
         .ok_or_else(|| D::Error::custom(format!("must be a whole number of at least 0, found `{value}`")))
+}
+
+/// Reads a whole number that may be 0 or left out.
+pub(crate) fn optional_whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    whole(deserializer).map(Some)
 }
 
 /// Reads a number.

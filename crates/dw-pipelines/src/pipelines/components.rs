@@ -148,6 +148,8 @@ pub(crate) struct Parts {
     pub(crate) components: BTreeMap<String, SharedComponent>,
     pub(crate) adapters: Adapters,
     pub(crate) scheduler: SchedulerSetup,
+    /// What adds noise to the picture, in models that upscale noisy pictures.
+    pub(crate) low_res_scheduler: Option<SchedulerSetup>,
     pub(crate) device: Device,
     pub(crate) dtype: DType,
     /// `model_index.json`, which holds a few settings of the pipeline itself.

@@ -19,15 +19,26 @@ use crate::{
 };
 
 /// How latents of a denoiser become latents of an autoencoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scaling {
     /// Divided by `scaling_factor`.
     Factor,
+    /// Divided by this factor, whatever the configuration says.
+    By(f64),
     /// Brought back to the latents' own mean and deviation first, where the configuration has them (SDXL
     /// finetunes such as Playground 2.5).
     Statistics,
     /// Divided by `scaling_factor`, then moved by `shift_factor` (models of 16 latent channels).
     Shifted,
+}
+
+impl Scaling {
+    fn factor(self, config: &VaeConfig) -> f64 {
+        match self {
+            Self::By(factor) => factor,
+            Self::Factor | Self::Statistics | Self::Shifted => config.scaling_factor,
+        }
+    }
 }
 
 /// One picture for each row of `latents`, `(batch, channels, height / 8, width / 8)`. With `upcast`, an
@@ -107,7 +118,7 @@ fn unscaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> Result<Te
         return Ok(((latents / config.scaling_factor)? + config.shift_factor.unwrap_or(0.0))?);
     }
     let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
-        return Ok((latents / config.scaling_factor)?);
+        return Ok((latents / scaling.factor(config))?);
     };
     let spread = (latents.broadcast_mul(&by_channel(std, latents)?)? / config.scaling_factor)?;
     Ok(spread.broadcast_add(&by_channel(mean, latents)?)?)
@@ -119,7 +130,7 @@ pub(crate) fn scaled(latents: &Tensor, config: &VaeConfig, scaling: Scaling) -> 
         return Ok(((latents - config.shift_factor.unwrap_or(0.0))? * config.scaling_factor)?);
     }
     let (Scaling::Statistics, Some(mean), Some(std)) = (scaling, &config.latents_mean, &config.latents_std) else {
-        return Ok((latents * config.scaling_factor)?);
+        return Ok((latents * scaling.factor(config))?);
     };
     let centred = (latents.broadcast_sub(&by_channel(mean, latents)?)? * config.scaling_factor)?;
     Ok(centred.broadcast_div(&by_channel(std, latents)?)?)

@@ -5,6 +5,76 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 
+/// How the predictions of one step, one below the other in a batch, become one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Guided {
+    /// There is only one.
+    Alone,
+    /// The first is made without the prompt.
+    ByPrompt(Guidance),
+    /// The first is made with prompt and picture, the second without the prompt, the third without both.
+    ByPicture(EditGuidance),
+}
+
+impl From<Option<Guidance>> for Guided {
+    fn from(guidance: Option<Guidance>) -> Self {
+        guidance.map_or(Self::Alone, Self::ByPrompt)
+    }
+}
+
+impl Guided {
+    /// Whether there is a prediction without the prompt.
+    pub(crate) fn is_guided(self) -> bool {
+        !matches!(self, Self::Alone)
+    }
+
+    /// The same rows for every prediction.
+    pub(crate) fn rows(self, rows: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Alone => Ok(rows.clone()),
+            Self::ByPrompt(_) => Ok(Tensor::cat(&[rows, rows], 0)?),
+            Self::ByPicture(_) => Ok(Tensor::cat(&[rows, rows, rows], 0)?),
+        }
+    }
+
+    /// What each prediction sees of a picture; one without it sees zeros.
+    pub(crate) fn picture_rows(self, rows: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::ByPicture(_) => Ok(Tensor::cat(&[rows, rows, &rows.zeros_like()?], 0)?),
+            Self::Alone | Self::ByPrompt(_) => self.rows(rows),
+        }
+    }
+
+    /// One prediction for each row of the latents.
+    pub(crate) fn combine(self, prediction: Tensor) -> Result<Tensor> {
+        match self {
+            Self::Alone => Ok(prediction),
+            Self::ByPrompt(guidance) => guidance.combine(&prediction),
+            Self::ByPicture(guidance) => guidance.combine(&prediction),
+        }
+    }
+}
+
+/// How strongly prompt and picture are followed in an edit (Brooks, Holynski and Efros 2023, section 3.2.1).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EditGuidance {
+    /// The prompt: scale, and how far the result is brought back to the first prediction's deviation.
+    pub(crate) prompt: Guidance,
+    /// The weight of the difference between the predictions with and without the picture.
+    pub(crate) image_scale: f64,
+}
+
+impl EditGuidance {
+    /// One prediction from `(3 * batch, …)`, equation 3 of the paper.
+    fn combine(self, prediction: &Tensor) -> Result<Tensor> {
+        let thirds = prediction.chunk(3, 0)?;
+        let (both, picture, neither) = (&thirds[0], &thirds[1], &thirds[2]);
+        let by_prompt = ((both - picture)? * self.prompt.scale)?;
+        let guided = ((neither + by_prompt)? + ((picture - neither)? * self.image_scale)?)?;
+        if self.prompt.rescale > 0.0 { self.prompt.rescaled(&guided, both) } else { Ok(guided) }
+    }
+}
+
 /// How strongly the prompt is followed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guidance {
@@ -75,6 +145,24 @@ mod tests {
         let both = rows([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 2.0]]);
         let guided = Guidance { scale: 3.0, rescale: 0.0 }.combine(&both).expect("two halves");
         assert_eq!(values(&guided), [3.0, 0.0, 1.0, 4.0]);
+    }
+
+    #[test]
+    fn an_edit_weighs_prompt_and_picture_apart() {
+        let thirds = rows([[4.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 2.0]]);
+        let thirds = Tensor::cat(&[&thirds, &thirds.narrow(0, 0, 1).expect("a row").zeros_like().expect("zeros")], 0);
+        let guidance = EditGuidance { prompt: Guidance { scale: 2.0, rescale: 0.0 }, image_scale: 1.5 };
+        let guided = Guided::ByPicture(guidance).combine(thirds.expect("three rows")).expect("three thirds");
+        assert_eq!(values(&guided), [7.5, 0.0, 1.5, 1.0]);
+    }
+
+    #[test]
+    fn a_prediction_without_the_picture_sees_zeros() {
+        let picture = rows([[1.0; 4], [2.0; 4]]);
+        let guidance = EditGuidance { prompt: Guidance { scale: 2.0, rescale: 0.0 }, image_scale: 1.5 };
+        let seen = Guided::ByPicture(guidance).picture_rows(&picture).expect("rows");
+        assert_eq!(values(&seen)[..16], values(&picture).repeat(2));
+        assert_eq!(values(&seen)[16..], [0.0; 8]);
     }
 
     #[test]

@@ -128,6 +128,17 @@ impl<'a> ImagePromptInputs<'a> {
     /// What the UNet's attention sees, for a batch of `pictures`, twice as many rows when `guided` (negative
     /// half first); none without adapters.
     pub(crate) fn prompts(&self, guided: bool, pictures: usize) -> Result<Option<ImagePrompts>> {
+        self.prompts_in(if guided { &[0, 1] } else { &[0] }, pictures)
+    }
+
+    /// The same for an edit, whose guided batch has three parts of which only the first is positive.
+    pub(crate) fn edit_prompts(&self, guided: bool, pictures: usize) -> Result<Option<ImagePrompts>> {
+        self.prompts_in(if guided { &[1, 0, 0] } else { &[0] }, pictures)
+    }
+
+    /// `order` says which row each part of the batch gets: of one row, or of a negative and a positive one.
+    fn prompts_in(&self, order: &[u32], pictures: usize) -> Result<Option<ImagePrompts>> {
+        let guided = order.len() > 1;
         if self.adapters.is_empty() {
             return Ok(None);
         }
@@ -137,6 +148,7 @@ impl<'a> ImagePromptInputs<'a> {
                 Shown::Pixels(pixels) => self.encode(pixels, scaled.adapter.features(), guided)?,
                 Shown::Encoded(encoded) => given(encoded, scaled, guided)?,
             };
+            let features = features.index_select(&Tensor::new(order, features.device())?, 0)?;
             let (rows, images) = (features.dim(0)?, features.dim(1)?);
             let tokens = scaled.adapter.tokens(&features.flatten(0, 1)?)?;
             let (_, per_image, width) = tokens.dims3()?;

@@ -139,7 +139,8 @@ impl Start {
 pub(crate) fn latents(parts: &Parts, arguments: &Arguments, handles: &[ArtifactRef]) -> Result<Start> {
     let rows = handles.iter().map(|&handle| tensor(arguments, "image", handle, DType::F32, &parts.device));
     let rows = rows.collect::<Result<Vec<_>>>()?;
-    let channels = parts.denoiser()?.channels;
+    let predicted = parts.denoiser()?.channels;
+    let channels = parts.vae().map_or(predicted, |vae| vae.config().latent_channels);
     match rows.iter().find(|row| row.rank() != 4 || row.dims()[1] != channels) {
         Some(row) => Err(refuse(
             "image",
@@ -242,18 +243,22 @@ pub(crate) fn noisy_latents(
     scheduler.add_noise(clean, &noise, index)
 }
 
-/// The first of the scheduler's timesteps that is run when a fraction `strength` of `steps` is.
-pub(crate) fn first_index(scheduler: &dyn Scheduler, steps: usize, strength: f64) -> Result<usize> {
+/// How many of `steps` are run with this `strength`; none is an error.
+pub(crate) fn steps_of(steps: usize, strength: f64) -> Result<usize> {
     if !(0.0..=1.0).contains(&strength) {
         return Err(refuse("strength", format!("must lie between 0 and 1, found `{strength}`")));
     }
-    let run = ((steps as f64 * strength) as usize).min(steps);
-    if run == 0 {
-        return Err(refuse(
+    match ((steps as f64 * strength) as usize).min(steps) {
+        0 => Err(refuse(
             "strength",
             format!("`{strength}` of {steps} steps leaves none; use a larger value or more steps"),
-        ));
+        )),
+        run => Ok(run),
     }
-    let first = (steps - run) * scheduler.order();
+}
+
+/// The first of the scheduler's timesteps that is run when a fraction `strength` of `steps` is.
+pub(crate) fn first_index(scheduler: &dyn Scheduler, steps: usize, strength: f64) -> Result<usize> {
+    let first = (steps - steps_of(steps, strength)?) * scheduler.order();
     Ok(first.min(scheduler.timesteps().len().saturating_sub(1)))
 }

@@ -44,6 +44,16 @@ pub(crate) struct MaskArguments {
     pub(crate) padding_mask_crop: Option<usize>,
 }
 
+impl MaskArguments {
+    /// The masks; none is an error.
+    pub(crate) fn handles(&self) -> Result<&[ArtifactRef]> {
+        match &self.mask_image {
+            Some(masks) => Ok(masks.handles()),
+            None => Err(refuse("mask_image", "is missing; give a picture that is white where `image` is painted anew")),
+        }
+    }
+}
+
 /// The pictures of an inpainting call, at its size.
 pub(crate) struct Repaint<'a> {
     start: Start,
@@ -123,10 +133,7 @@ impl<'a> Repaint<'a> {
         let channels = UnetChannels::of(parts)?;
         let given: MaskArguments = group(arguments)?;
         let images: StartPictures = group(arguments)?;
-        let Some(masks) = &given.mask_image else {
-            return Err(refuse("mask_image", "is missing; give a picture that is white where `image` is painted anew"));
-        };
-        let masks = pictures(("mask_image", "a picture"), arguments, masks.handles())?;
+        let masks = pictures(("mask_image", "a picture"), arguments, given.handles()?)?;
         let device = &parts.device;
         let mut fit = Fit::whole(size);
         let mut whole = None;

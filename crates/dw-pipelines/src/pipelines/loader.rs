@@ -32,6 +32,7 @@ use crate::{
     quant::{QuantizationRequest, Scheme},
     registry::{Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, Paging, PipelineRequest, SchedulerRequest},
+    schedulers,
     text::{ClipTokenizer, T5Tokenizer},
     weights::{Occupancy, Placement, Rest, Weights, paging::Pager},
 };
@@ -139,6 +140,8 @@ struct Planned {
     folder: String,
     /// None for a tokenizer.
     weights: Option<WeightFiles>,
+    /// Whether its weights are of the variant that is asked for; none when none is, or it is not the model's own.
+    has_variant: Option<bool>,
     dtype: DType,
     /// How its layers are stored, where the step says so.
     scheme: Option<Scheme>,
@@ -167,8 +170,11 @@ pub(crate) fn load(
     let scheduler = match implementation.task {
         // Nothing is denoised.
         Task::Prior => SchedulerSetup::unused(),
-        _ => scheduler_setup(request.scheduler.as_ref(), &files, &index, context)?,
+        _ => scheduler_setup("scheduler", request.scheduler.as_ref(), (&files, &index), context)?,
     };
+    let has_low_res = index.pointer("/low_res_scheduler/1").is_some_and(Value::is_string);
+    let low_res_scheduler =
+        has_low_res.then(|| scheduler_setup("low_res_scheduler", None, (&files, &index), context)).transpose()?;
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let planner = Planner { request, files, index: &index, hub, cache, context };
@@ -191,6 +197,7 @@ pub(crate) fn load(
         components,
         adapters,
         scheduler,
+        low_res_scheduler,
         device: request.device.clone(),
         dtype: request.dtype.unwrap_or(DType::F32),
         index,
@@ -238,18 +245,18 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
     Ok(())
 }
 
-/// The model's scheduler, or the requested class with the model's configuration under the request's keys.
+/// The model's scheduler `name`, or the requested class with the model's configuration under the request's keys.
 fn scheduler_setup(
+    name: &str,
     request: Option<&SchedulerRequest>,
-    files: &ModelFiles,
-    index: &Value,
+    (files, index): (&ModelFiles, &Value),
     context: Context<'_>,
 ) -> Result<SchedulerSetup> {
-    let own_class = index.pointer("/scheduler/1").and_then(Value::as_str);
+    let own_class = index.pointer(&format!("/{name}/1")).and_then(Value::as_str);
     let mut config = Map::new();
     if own_class.is_some() {
-        files.fetch("scheduler", Need::File("scheduler_config.json"), context)?;
-        if let Value::Object(own) = files.require_json("scheduler/scheduler_config.json")? {
+        files.fetch(name, Need::File("scheduler_config.json"), context)?;
+        if let Value::Object(own) = files.require_json(&sub(name, "scheduler_config.json"))? {
             config = own;
         }
     }
@@ -261,6 +268,9 @@ fn scheduler_setup(
         });
     };
     config.extend(request.into_iter().flat_map(|request| request.config.clone()));
+    if let Some(own_class) = own_class {
+        schedulers::check_kinship(&class, &config, own_class)?;
+    }
     let setup = SchedulerSetup { class, config, shift: request.and_then(|request| request.shift) };
     // Made once here, so that a wrong class or option ends the load before anything is read.
     setup.create()?;
@@ -340,6 +350,7 @@ impl Planner<'_> {
             }
             origins.extend(planned);
         }
+        self.check_variant(&origins)?;
         check_family(&origins)?;
         sd3_family::check(&origins)?;
         flux_family::check(&origins)?;
@@ -435,12 +446,43 @@ impl Planner<'_> {
                 let Some(class) = self.index.pointer(&format!("/{name}/1")).and_then(Value::as_str) else {
                     return Ok(Vec::new());
                 };
-                let dtype = self.dtype(name, None);
-                let variant = self.request.variant.as_deref();
-                let files = Arc::clone(&self.files);
-                self.planned((slot, 0), class, files, name, variant, dtype).map(Origin::Loaded).map(single)
+                self.own(slot, class).map(Origin::Loaded).map(single)
             }
         }
+    }
+
+    /// A component of the model itself: with the request's variant, or without where it has none of that, as in the
+    /// reference.
+    fn own(&self, slot: Slot, class: &str) -> Result<Planned> {
+        let dtype = self.dtype(slot.name, None);
+        let planned = |variant| self.planned((slot, 0), class, Arc::clone(&self.files), slot.name, variant, dtype);
+        let plain = || planned(None);
+        let Some(variant) = self.request.variant.as_deref() else { return plain() };
+        match planned(Some(variant)) {
+            Ok(found) => Ok(Planned { has_variant: found.weights.is_some().then_some(true), ..found }),
+            Err(complaint @ Error::Cancelled(_)) => Err(complaint),
+            Err(complaint) => plain().map(|found| Planned { has_variant: Some(false), ..found }).map_err(|_| complaint),
+        }
+    }
+
+    /// Says which components of the model are read without the variant; a variant that none has is an error.
+    fn check_variant(&self, origins: &[(String, Origin)]) -> Result<()> {
+        let own = origins.iter().filter_map(|(_, origin)| match origin {
+            Origin::Loaded(planned) => Some((planned, planned.has_variant?)),
+            Origin::Shared(_) => None,
+        });
+        let (with, without): (Vec<_>, Vec<_>) = own.partition(|(_, has_variant)| *has_variant);
+        let (Some((first, _)), Some(variant)) = (without.first(), self.request.variant.as_deref()) else {
+            return Ok(());
+        };
+        if with.is_empty() {
+            return first.files.weights(&first.folder, Some(variant)).map(drop);
+        }
+        let names = without.iter().map(|(planned, _)| planned.name.as_str()).collect::<Vec<_>>().join("`, `");
+        let message =
+            format!("`{names}` of the model have no weights of variant `{variant}`; those without a variant are read");
+        self.context.events.emit(Event::Warning { message });
+        Ok(())
     }
 
     /// The image encoder that comes with the first adapter that has one, unless the pipeline has its own or the
@@ -562,6 +604,7 @@ impl Planner<'_> {
             files,
             folder: folder.to_owned(),
             weights,
+            has_variant: None,
             dtype,
             device,
             paging: None,

@@ -114,8 +114,9 @@ pub(crate) fn condition<'a>(
         added: None,
         timestep_cond: timestep_cond(parts, guidance_scale, positive.dim(0)?)?,
         image_prompts: prompts.images.prompts(guided, positive.dim(0)?)?,
-        guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
+        guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }).into(),
         surrounding: None,
+        class_labels: None,
         control: None,
     };
     stage_finished(context, "encode prompt", started);
@@ -126,7 +127,7 @@ pub(crate) fn condition<'a>(
 pub(crate) struct Prompts<'a> {
     call: &'a Generation,
     is_weighted: bool,
-    images: ImagePromptInputs<'a>,
+    pub(crate) images: ImagePromptInputs<'a>,
     encoder: Option<TextEncoder<'a>>,
     /// How many prompts there are.
     pub(crate) count: usize,
@@ -172,7 +173,7 @@ impl<'a> Prompts<'a> {
     }
 
     /// Positive and (when guided) negative embeddings, `(pictures, tokens, features)`.
-    fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Tensor, Option<Tensor>)> {
+    pub(crate) fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let mut truncations = Truncations::new(context);
         let negative_texts = match (&self.negative_prompt_embeds, guided) {
             (None, true) => Some(self.negative.clone().unwrap_or_else(|| vec![String::new(); self.count])),

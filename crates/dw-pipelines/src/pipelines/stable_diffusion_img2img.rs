@@ -24,8 +24,9 @@ use crate::Result;
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Strength {
-    /// How far the result moves away from the picture, 0 to 1: the fraction of the steps that is run.
+    /// How far the result moves away from the picture, above 0 and at most 1: the fraction of the steps that is run.
     #[serde(deserialize_with = "number")]
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub(crate) strength: f64,
 }
 

@@ -175,8 +175,9 @@ pub(crate) fn condition<'a>(
         }),
         timestep_cond: timestep_cond(parts, guidance_scale, positive.embeds.dim(0)?)?,
         image_prompts: prompts.images.prompts(guided, positive.embeds.dim(0)?)?,
-        guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }),
+        guidance: guided.then_some(Guidance { scale: guidance_scale, rescale: call.guidance_rescale }).into(),
         surrounding: None,
+        class_labels: None,
         control: None,
     };
     stage_finished(context, "encode prompt", started);
@@ -211,7 +212,7 @@ impl SizeConditioning {
     ///
     /// The reference repeats the pair (negative, positive) for each picture, so with differing negative sizes
     /// the rows of a batch alternate while the embeddings come in halves; that is kept.
-    fn time_ids(&self, size: (usize, usize), guided: bool, pictures: usize) -> Vec<Vec<f32>> {
+    pub(crate) fn time_ids(&self, size: (usize, usize), guided: bool, pictures: usize) -> Vec<Vec<f32>> {
         let own = Pair(size.0, size.1);
         let row = |original: Pair, crop: Pair, target: Pair| [original, crop, target].map(Pair::values).concat();
         let positive =
@@ -229,7 +230,7 @@ impl SizeConditioning {
 pub(crate) struct Prompts<'a> {
     parts: &'a Parts,
     call: &'a Generation,
-    images: ImagePromptInputs<'a>,
+    pub(crate) images: ImagePromptInputs<'a>,
     /// How many prompts there are.
     pub(crate) count: usize,
     /// For each encoder, in order.
@@ -285,7 +286,7 @@ impl<'a> Prompts<'a> {
     }
 
     /// Positive and (when guided) negative embeddings.
-    fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
+    pub(crate) fn encode(&self, guided: bool, context: Context<'_>) -> Result<(Embeddings, Option<Embeddings>)> {
         let mut truncations = Truncations::new(context);
         let skip = self.call.clip_skip.unwrap_or(0);
         let chunks = self.chunks(guided)?;

@@ -26,8 +26,9 @@ use crate::{Result, schedulers::Scheduler};
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Refinement {
-    /// How far the result moves away from the picture, 0 to 1: the fraction of the steps that is run.
+    /// How far the result moves away from the picture, above 0 and at most 1: the fraction of the steps that is run.
     #[serde(deserialize_with = "number")]
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub(crate) strength: f64,
     /// Goes on with latents that a base model denoised up to this fraction of the noise schedule, between 0 and 1;
     /// no noise is added and `strength` does not count.

@@ -10,7 +10,7 @@ use super::{
     components::Parts,
     control::Control,
     denoise::initial_latents,
-    guidance::{Guidance, guidance_embedding},
+    guidance::{Guided, guidance_embedding},
     text_to_image::{Canvas, Generation, StartingNoise},
 };
 use crate::{
@@ -37,11 +37,13 @@ pub(crate) struct ConditionedUnet<'a> {
     pub(crate) timestep_cond: Option<Tensor>,
     /// What attention sees of pictures, one row for each row of the text.
     pub(crate) image_prompts: Option<ImagePrompts>,
-    /// None when one prediction is enough.
-    pub(crate) guidance: Option<Guidance>,
-    /// What inpainting models read after the latents in each step: mask and masked picture,
-    /// `(batch, channels + 1, height / 8, width / 8)`.
+    /// How many predictions a step makes, and what becomes of them.
+    pub(crate) guidance: Guided,
+    /// What models for inpainting, editing and upscaling read after the latents in each step (mask and masked
+    /// picture, or the picture alone): `(batch, channels, height / 8, width / 8)`, any number of channels.
     pub(crate) surrounding: Option<Tensor>,
+    /// The class of every row, where the model has classes.
+    pub(crate) class_labels: Option<Tensor>,
     /// The ControlNets that steer it.
     pub(crate) control: Option<Control<'a>>,
 }
@@ -50,21 +52,22 @@ impl ConditionedUnet<'_> {
     /// The prediction for `latents`, `(batch, channels, height / 8, width / 8)`, of the same shape. `index` is the
     /// place of `timestep` in the schedule.
     pub(crate) fn predict(&self, latents: &Tensor, timestep: f64, index: usize) -> Result<Tensor> {
-        let sample = self.doubled(latents)?;
+        let sample = self.guidance.rows(latents)?;
         let added = self.added.as_ref();
         let input = UnetInput {
             added: added.map(|added| AddedConditions { text_embeds: &added.text_embeds, time_ids: &added.time_ids }),
             timestep_cond: self.timestep_cond.as_ref(),
             image_prompts: self.image_prompts.as_ref(),
+            class_labels: self.class_labels.as_ref(),
             ..UnetInput::new(&sample, timestep, &self.encoder_hidden_states)
         };
         // ControlNets know nothing of inpainting: they see the latents alone.
         let residuals = match &self.control {
-            Some(control) => control.residuals(input, index, self.guidance.is_some())?,
+            Some(control) => control.residuals(input, index, self.guidance.is_guided())?,
             None => None,
         };
         let sample = match &self.surrounding {
-            Some(surrounding) => Tensor::cat(&[&sample, &self.doubled(surrounding)?], 1)?,
+            Some(surrounding) => Tensor::cat(&[&sample, &self.guidance.picture_rows(surrounding)?], 1)?,
             None => sample.clone(),
         };
         let prediction = self.unet.forward(&UnetInput {
@@ -73,15 +76,7 @@ impl ConditionedUnet<'_> {
             mid_residual: residuals.as_ref().map(|residuals| &residuals.mid),
             ..input
         })?;
-        match self.guidance {
-            Some(guidance) => guidance.combine(&prediction),
-            None => Ok(prediction),
-        }
-    }
-
-    /// The same rows for both halves when both are predicted.
-    fn doubled(&self, rows: &Tensor) -> Result<Tensor> {
-        Ok(if self.guidance.is_some() { Tensor::cat(&[rows, rows], 0)? } else { rows.clone() })
+        self.guidance.combine(prediction)
     }
 }
 
@@ -133,10 +128,21 @@ pub(crate) fn starting_noise(
     generators: &mut Generators,
     sigma: f64,
 ) -> Result<Tensor> {
-    let (denoiser, scale) = (parts.denoiser()?, scale_factor(parts));
-    let shape = [pictures, denoiser.channels, size.0 / scale, size.1 / scale];
-    let (dtype, device) = (denoiser.dtype, &parts.device);
-    initial_latents(given_noise(parts, arguments)?, &shape, (dtype, device), generators, sigma)
+    let scale = scale_factor(parts);
+    let shape = [pictures, parts.denoiser()?.channels, size.0 / scale, size.1 / scale];
+    starting_noise_of(parts, arguments, &shape, generators, sigma)
+}
+
+/// As [`starting_noise`], for latents of a given shape.
+pub(crate) fn starting_noise_of(
+    parts: &Parts,
+    arguments: &Arguments,
+    shape: &[usize],
+    generators: &mut Generators,
+    sigma: f64,
+) -> Result<Tensor> {
+    let (dtype, device) = (parts.denoiser()?.dtype, &parts.device);
+    initial_latents(given_noise(parts, arguments)?, shape, (dtype, device), generators, sigma)
 }
 
 /// The noise that a call gives (`latents`), in the denoiser's type.
@@ -158,6 +164,19 @@ pub(crate) fn check_parts(parts: &Parts, call: &Generation) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuses UNets that do not read latents with `extra` more channels after them: `what` the call adds.
+pub(crate) fn check_extra_channels(parts: &Parts, extra: usize, what: &str) -> Result<()> {
+    let (reads, latents) = (parts.unet()?.config().in_channels, parts.vae()?.config().latent_channels);
+    if reads == latents + extra {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "this model's UNet reads {reads} channels, but `{}` gives it {latents} of latents and {extra} of {what}; use a \
+         model made for this pipeline class, or the class that the model belongs to",
+        parts.class
+    )))
 }
 
 /// Converts embeddings to the denoiser's type, negative half first when there is one.

@@ -4,7 +4,9 @@ use super::{Family, Implementation, PipelineClass, Steering, Target, Task, slot,
 use crate::pipelines::{
     loader::{Kind, Slot},
     stable_diffusion, stable_diffusion_controlnet, stable_diffusion_img2img, stable_diffusion_inpaint,
-    stable_diffusion_xl, stable_diffusion_xl_controlnet, stable_diffusion_xl_img2img, stable_diffusion_xl_inpaint,
+    stable_diffusion_instruct_pix2pix, stable_diffusion_latent_upscale, stable_diffusion_upscale, stable_diffusion_xl,
+    stable_diffusion_xl_controlnet, stable_diffusion_xl_img2img, stable_diffusion_xl_inpaint,
+    stable_diffusion_xl_instruct_pix2pix,
 };
 
 static STABLE_DIFFUSION_SLOTS: [Slot; 5] = [
@@ -199,6 +201,58 @@ pub(super) static CLASSES: &[PipelineClass] = &[
             steering: Steering::ControlNets,
             slots: &STABLE_DIFFUSION_CONTROL_SLOTS,
             run: stable_diffusion_controlnet::run_inpaint,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionInstructPix2PixPipeline",
+        summary: "Pictures changed as a prompt tells, with InstructPix2Pix models of Stable Diffusion 1.x and 2.x",
+        schema: stable_diffusion_instruct_pix2pix::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionInstructPix2PixPipeline",
+            family: Family::StableDiffusion,
+            task: Task::Edit,
+            steering: Steering::Prompts,
+            slots: &STABLE_DIFFUSION_SLOTS,
+            run: stable_diffusion_instruct_pix2pix::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionXLInstructPix2PixPipeline",
+        summary: "Pictures changed as a prompt tells, with InstructPix2Pix models of Stable Diffusion XL",
+        schema: stable_diffusion_xl_instruct_pix2pix::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionXLInstructPix2PixPipeline",
+            family: Family::StableDiffusionXl,
+            task: Task::Edit,
+            steering: Steering::Prompts,
+            slots: &STABLE_DIFFUSION_XL_SLOTS,
+            run: stable_diffusion_xl_instruct_pix2pix::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionUpscalePipeline",
+        summary: "Pictures made four times as wide and high, following a prompt",
+        schema: stable_diffusion_upscale::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionUpscalePipeline",
+            family: Family::Upscaler,
+            task: Task::Upscale,
+            steering: Steering::Prompts,
+            slots: &STABLE_DIFFUSION_SLOTS,
+            run: stable_diffusion_upscale::run,
+        }),
+    },
+    PipelineClass {
+        name: "StableDiffusionLatentUpscalePipeline",
+        summary: "Pictures or latents made twice as wide and high, following a prompt",
+        schema: stable_diffusion_latent_upscale::schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusionLatentUpscalePipeline",
+            family: Family::LatentUpscaler,
+            task: Task::Upscale,
+            steering: Steering::Prompts,
+            slots: &STABLE_DIFFUSION_SLOTS,
+            run: stable_diffusion_latent_upscale::run,
         }),
     },
 ];

@@ -50,6 +50,7 @@ use candle_core::{DType, Tensor};
 use serde_json::{Map, Value};
 
 use crate::Result;
+pub(crate) use registry::check_kinship;
 pub use registry::{SchedulerClass, classes, create};
 
 /// The schedule a run asks for. Exactly what it leaves empty follows from the scheduler's configuration.

@@ -1,5 +1,6 @@
 //! The table of sampler classes, and making one from its name and configuration.
 
+use dw_core::nearest::nearest;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -89,16 +90,39 @@ pub fn create(class: &str, config: &Map<String, Value>) -> Result<Box<dyn Schedu
     }
 }
 
+/// Classes whose models are trained in a way of their own, by how their names begin, and what such a model predicts.
+const KINDS: [(&str, &str); 2] = [("FlowMatch", "the velocity of a rectified flow"), ("EDM", "noise scaled as in EDM")];
+
+/// Refuses a class that steps in another way than the model's own one predicts: flows and EDM are neither noise nor
+/// the other. A class that is told to use flow sigmas serves flows.
+pub(crate) fn check_kinship(class: &str, config: &Map<String, Value>, own: &str) -> Result<()> {
+    let kind = |class: &str| KINDS.iter().find(|(beginning, _)| class.starts_with(beginning)).map(|(name, _)| *name);
+    let uses_flow = config.get("use_flow_sigmas").and_then(Value::as_bool).unwrap_or(false);
+    let (asked, of_model) = (kind(class).or(uses_flow.then_some("FlowMatch")), kind(own));
+    if asked == of_model || (uses_flow && of_model.is_none()) {
+        return Ok(());
+    }
+    let predicts = |kind: Option<&str>| {
+        let known = KINDS.iter().find(|(name, _)| Some(*name) == kind);
+        known.map_or("noise or a velocity of diffusion", |(_, what)| *what)
+    };
+    Err(Error::Argument {
+        name: "scheduler".into(),
+        reason: format!(
+            "`{class}` is for models that predict {}, but this model, made for `{own}`, predicts {} - use a class like \
+             its own",
+            predicts(asked),
+            predicts(of_model)
+        ),
+    })
+}
+
 fn unknown(class: &str) -> Error {
-    let closest = CLASSES
-        .iter()
-        .map(|row| (strsim::jaro_winkler(row.name, class), row.name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(similarity, _)| *similarity > 0.85)
-        .map_or(String::new(), |(_, name)| format!(" - did you mean `{name}`?"));
     let names: Vec<&str> = CLASSES.iter().map(|row| row.name).collect();
+    let near = nearest(class, names.iter().copied());
+    let hint = near.map_or(String::new(), |name| format!(" - did you mean `{name}`?"));
     Error::Argument {
         name: "scheduler".into(),
-        reason: format!("unknown class `{class}`{closest} Known: {}", names.join(", ")),
+        reason: format!("unknown class `{class}`{hint} Known: {}", names.join(", ")),
     }
 }

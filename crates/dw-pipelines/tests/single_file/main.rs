@@ -1,6 +1,7 @@
 //! Checkpoints in a single file: the tiny fixture models, written in the layout of the original code, must load as the
 //! very same tensors, and anything that is wrong with a file must be said before a model runs.
 
+mod controlnet;
 mod original;
 mod transformers;
 

@@ -172,6 +172,24 @@ pub(crate) fn unet(tensors: &Tensors, blocks: &[(&str, &str)], prefix: &str) -> 
     tensors.iter().map(renamed).collect()
 }
 
+/// A ControlNet under original names.
+pub(crate) fn controlnet(tensors: &Tensors, blocks: &[(&str, &str)], prefix: &str) -> Tensors {
+    let hint = |at: &str| format!("input_hint_block.{}", 2 * (at.parse::<usize>().expect("a number") + 1));
+    let renamed = |(name, tensor): (&String, &Tensor)| {
+        let (path, kind) = name.rsplit_once('.').expect("a parameter of a module");
+        let path = match path.rsplit_once('.') {
+            _ if path == "controlnet_mid_block" => "middle_block_out.0".to_owned(),
+            _ if path == "controlnet_cond_embedding.conv_in" => "input_hint_block.0".to_owned(),
+            _ if path == "controlnet_cond_embedding.conv_out" => "input_hint_block.14".to_owned(),
+            Some(("controlnet_cond_embedding.blocks", at)) => hint(at),
+            Some(("controlnet_down_blocks", at)) => format!("zero_convs.{at}.0"),
+            _ => return (format!("{prefix}{}", unet_name(name, blocks)), tensor.clone()),
+        };
+        (format!("{prefix}{path}.{kind}"), tensor.clone())
+    };
+    tensors.iter().map(renamed).collect()
+}
+
 /// An autoencoder under original names, its attention as convolutions.
 pub(crate) fn vae(tensors: &Tensors, prefix: &str) -> Tensors {
     let renamed = |(name, tensor): (&String, &Tensor)| {

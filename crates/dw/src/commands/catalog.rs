@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dw_core::catalog::CatalogEntry;
+use dw_core::{catalog::CatalogEntry, nearest::nearest};
 use serde_json::Value;
 
 use crate::{
@@ -59,12 +59,8 @@ fn list(entries: &[CatalogEntry]) -> String {
 fn find<'a>(name: &str, kind: &Kind, entries: &'a [CatalogEntry]) -> Result<&'a CatalogEntry, CliError> {
     let exact = entries.iter().find(|entry| entry.name == name);
     exact.or_else(|| entries.iter().find(|entry| entry.name.eq_ignore_ascii_case(name))).ok_or_else(|| {
-        let near = entries
-            .iter()
-            .map(|entry| (strsim::jaro_winkler(&entry.name.to_lowercase(), &name.to_lowercase()), entry))
-            .filter(|(similarity, _)| *similarity > 0.8)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let hint = near.map(|(_, entry)| format!("did you mean `{}`? ", entry.name)).unwrap_or_default();
+        let near = nearest(name, entries.iter().map(|entry| entry.name.as_str()));
+        let hint = near.map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
         CliError::Usage(format!("this build has no {} `{name}`; {hint}`{}` lists all", kind.noun, kind.command))
     })
 }

@@ -1,5 +1,6 @@
 //! The program from outside: the real binary, its exit codes and what it prints.
 
+mod bad_input;
 mod catalog;
 mod metadata;
 mod run;

@@ -25,9 +25,54 @@ struct TextTime {
     embedding: TimestepEmbedding,
 }
 
+/// The waves that stand for a time (`time_embedding_type`).
+enum Waves {
+    Positional(Timesteps),
+    /// Frequencies of the weights, `(size / 2,)`, and whether the cosines come first.
+    Fourier {
+        frequencies: Tensor,
+        is_cosine_first: bool,
+    },
+}
+
+impl Waves {
+    fn new(config: &UnetConfig, weights: &Weights) -> Result<Self> {
+        if !config.is_fourier() {
+            return sinusoid(config, config.block_out_channels[0], weights.device()).map(Self::Positional);
+        }
+        let frequencies = weights.pp("time_proj").get(config.time_embed_dim() / 2, "weight")?;
+        Ok(Self::Fourier { frequencies: frequencies.to_dtype(DType::F32)?, is_cosine_first: config.flip_sin_to_cos })
+    }
+
+    /// `(1, size)` in f32.
+    fn of(&self, time: f64) -> Result<Tensor> {
+        match self {
+            Self::Positional(sinusoid) => sinusoid.of(time),
+            Self::Fourier { frequencies, is_cosine_first } => {
+                let phases = frequencies.affine(time, 0.0)?.affine(2.0, 0.0)?.affine(std::f64::consts::PI, 0.0)?;
+                let (sine, cosine) = (phases.sin()?, phases.cos()?);
+                let pair = if *is_cosine_first { [cosine, sine] } else { [sine, cosine] };
+                Ok(Tensor::cat(&pair, 0)?.unsqueeze(0)?)
+            }
+        }
+    }
+
+    /// Many times at once, `(n,)` to `(n, size)` in f32.
+    fn forward(&self, times: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Positional(sinusoid) => sinusoid.forward(times),
+            Self::Fourier { .. } => {
+                let times = times.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                let rows = times.into_iter().map(|time| self.of(f64::from(time))).collect::<Result<Vec<_>>>()?;
+                Ok(Tensor::cat(&rows, 0)?)
+            }
+        }
+    }
+}
+
 /// The embedding that goes into every residual block.
 pub(crate) struct TimeConditioning {
-    sinusoid: Timesteps,
+    waves: Waves,
     embedding: TimestepEmbedding,
     class: Option<ClassEmbedding>,
     is_class_appended: bool,
@@ -38,14 +83,15 @@ pub(crate) struct TimeConditioning {
 impl TimeConditioning {
     pub(crate) fn new(config: &UnetConfig, weights: &Weights) -> Result<Self> {
         let act = config.act()?;
-        let (inputs, size) = (config.block_out_channels[0], config.time_embed_dim());
+        let size = config.time_embed_dim();
+        let inputs = if config.is_fourier() { size } else { config.block_out_channels[0] };
         let optional_act =
             |key: &str, name: &Option<String>| name.as_deref().map(|name| Activation::parse(key, name)).transpose();
         let post_act = optional_act("timestep_post_act", &config.timestep_post_act)?;
         let cond_dim = config.time_cond_proj_dim;
         let path = weights.pp("time_embedding");
         Ok(Self {
-            sinusoid: sinusoid(config, inputs, weights.device())?,
+            waves: Waves::new(config, weights)?,
             embedding: TimestepEmbedding::with_condition(inputs, size, act, cond_dim, post_act, &path)?,
             class: class_embedding(config, &weights.pp("class_embedding"))?,
             is_class_appended: config.class_embeddings_concat,
@@ -57,7 +103,7 @@ impl TimeConditioning {
     /// `(batch, time_channels)` in `dtype`.
     pub(crate) fn forward(&self, input: &UnetInput, dtype: DType) -> Result<Tensor> {
         let batch = input.sample.dim(0)?;
-        let waves = self.sinusoid.of(input.timestep)?.to_dtype(dtype)?;
+        let waves = self.waves.of(input.timestep)?.to_dtype(dtype)?;
         let waves = waves.broadcast_as((batch, waves.dim(1)?))?.contiguous()?;
         let mut time = self.embedding.forward(&waves, input.timestep_cond)?;
         if let Some(class) = self.class_embedding(input.class_labels, dtype)? {
@@ -79,7 +125,7 @@ impl TimeConditioning {
         let embedding = match class {
             ClassEmbedding::Table(table) => table.forward(&labels.to_dtype(DType::U32)?)?,
             ClassEmbedding::Timestep(embedding) => {
-                embedding.forward(&self.sinusoid.forward(labels)?.to_dtype(dtype)?, None)?
+                embedding.forward(&self.waves.forward(labels)?.to_dtype(dtype)?, None)?
             }
             ClassEmbedding::Identity => labels.to_dtype(dtype)?,
             ClassEmbedding::Projection(embedding) => embedding.forward(&labels.to_dtype(dtype)?, None)?,

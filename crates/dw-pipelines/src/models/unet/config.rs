@@ -48,7 +48,7 @@ pub struct UnetConfig {
     pub mid_block_scale_factor: f64,
     /// The activation.
     pub act_fn: String,
-    /// Groups of the norms.
+    /// Groups of the norms; none where the norms are of another kind, and none before the last convolution.
     pub norm_num_groups: Option<usize>,
     /// The epsilon of the norms.
     pub norm_eps: f64,
@@ -82,7 +82,7 @@ pub struct UnetConfig {
     pub upcast_attention: bool,
     /// How the time acts in a residual block: `default` or `scale_shift`.
     pub resnet_time_scale_shift: String,
-    /// `positional`, or `fourier`, which is not supported.
+    /// `positional`, or `fourier` for frequencies that lie in the weights.
     pub time_embedding_type: String,
     /// Values of the time embedding; four times the first channels when none.
     pub time_embedding_dim: Option<usize>,
@@ -184,7 +184,8 @@ impl UnetConfig {
         };
         refuse(self.num_attention_heads.is_some(), "num_attention_heads", &"set")?;
         refuse(self.dual_cross_attention, "dual_cross_attention", &true)?;
-        refuse(self.time_embedding_type != "positional", "time_embedding_type", &self.time_embedding_type)?;
+        let is_known = ["positional", "fourier"].contains(&self.time_embedding_type.as_str());
+        refuse(!is_known, "time_embedding_type", &self.time_embedding_type)?;
         refuse(self.attention_type != "default", "attention_type", &self.attention_type)?;
         if let Some(dim) = self.encoder_hid_dim {
             return Err(unsupported("encoder_hid_dim", dim));
@@ -288,7 +289,13 @@ impl UnetConfig {
 
     /// Values of the time embedding.
     pub(crate) fn time_embed_dim(&self) -> usize {
-        self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
+        let times = if self.is_fourier() { 2 } else { 4 };
+        self.time_embedding_dim.unwrap_or(times * self.block_out_channels[0])
+    }
+
+    /// Whether the frequencies of the time embedding lie in the weights.
+    pub(crate) fn is_fourier(&self) -> bool {
+        self.time_embedding_type == "fourier"
     }
 
     /// What the residual blocks have in common; those in the middle divide their sums by `output_scale`.
@@ -365,7 +372,7 @@ mod tests {
         for (json, key) in [
             (r#"{"dual_cross_attention": true}"#, "`dual_cross_attention`: `true`"),
             (r#"{"encoder_hid_dim": 768}"#, "`encoder_hid_dim`: `768`"),
-            (r#"{"time_embedding_type": "fourier"}"#, "`time_embedding_type`: `fourier`"),
+            (r#"{"time_embedding_type": "learned"}"#, "`time_embedding_type`: `learned`"),
             (r#"{"attention_type": "gated"}"#, "`attention_type`: `gated`"),
         ] {
             let message = config(json).check().expect_err("unsupported").to_string();

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{
     clip,
     contents::{Contents, Family, Located, Naming, Part, is_t5},
+    controlnet,
     index::{Shapes, Tensors, count},
     key_map::KeyMap,
     transformer,
@@ -184,6 +185,7 @@ pub(crate) fn component(
     };
     match part {
         Part::Unet => unet(tensors, at.naming, contents, kin),
+        Part::ControlNet => controlnet::config(tensors, at.naming, kin),
         Part::Transformer => transformer::config(tensors, at.naming, contents.family, kin),
         Part::Vae => vae(tensors, at.naming, contents, kin),
         Part::TextEncoder2 | Part::TextEncoder3 if is_t5(&tensors) => t5(tensors, kin),
@@ -254,7 +256,7 @@ fn latent_size(contents: &Contents) -> usize {
     }
 }
 
-fn groups(kin: &Map<String, Value>, channels: &[usize]) -> Generated {
+pub(super) fn groups(kin: &Map<String, Value>, channels: &[usize]) -> Generated {
     if let Some(groups) = kin.get("norm_num_groups") {
         return Ok(groups.clone());
     }
@@ -296,14 +298,14 @@ fn unet_levels(config: &mut Value, layout: &UnetLayout) -> Result<(), String> {
 }
 
 /// A list whose values agree, as the one value.
-fn one_or_many(values: Vec<Value>) -> Value {
+pub(super) fn one_or_many(values: Vec<Value>) -> Value {
     match values.as_slice() {
         [first, rest @ ..] if rest.iter().all(|value| value == first) => first.clone(),
         _ => Value::Array(values),
     }
 }
 
-fn unet_attention(
+pub(super) fn unet_attention(
     config: &mut Value,
     unet: &Component<'_>,
     layout: &UnetLayout,
@@ -354,7 +356,7 @@ fn heads(channels: &[usize], is_linear: bool) -> Generated {
     Ok(if is_linear { channels.iter().map(|channels| channels / HEAD_FEATURES).collect() } else { json!(HEADS) })
 }
 
-fn unet_labels(
+pub(super) fn unet_labels(
     config: &mut Value,
     unet: &Component<'_>,
     label: LabelEmbedding,

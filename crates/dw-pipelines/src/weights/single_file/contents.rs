@@ -21,11 +21,19 @@ pub(crate) enum Part {
     TextEncoder,
     TextEncoder2,
     TextEncoder3,
+    ControlNet,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Unet, Self::Transformer, Self::Vae, Self::TextEncoder, Self::TextEncoder2, Self::TextEncoder3];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Unet,
+        Self::Transformer,
+        Self::Vae,
+        Self::TextEncoder,
+        Self::TextEncoder2,
+        Self::TextEncoder3,
+        Self::ControlNet,
+    ];
 
     /// Its name as a component, which is its folder in the diffusers layout.
     pub(crate) fn name(self) -> &'static str {
@@ -35,6 +43,7 @@ impl Part {
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
             Self::TextEncoder2 => "text_encoder_2",
+            Self::ControlNet => "controlnet",
             Self::TextEncoder3 => "text_encoder_3",
         }
     }
@@ -48,6 +57,7 @@ impl Part {
     fn prefixes(self) -> &'static [&'static str] {
         match self {
             Self::Unet => &["model.diffusion_model.", "diffusion_model.", "unet.", ""],
+            Self::ControlNet => &["control_model.", "controlnet.", ""],
             Self::Transformer => &["model.diffusion_model.", "diffusion_model.", "transformer.", ""],
             Self::Vae => &["first_stage_model.", "vae.", ""],
             Self::TextEncoder => &[
@@ -77,9 +87,12 @@ impl Part {
             || has(&["text_model.embeddings.token_embedding.weight"]) || has(&["embeddings.token_embedding.weight"]);
         let (original, canonical) = match self {
             Self::Unet => (
-                has(&["input_blocks.0.0.weight", "time_embed.0.weight"]),
-                has(&["conv_in.weight", "time_embedding.linear_1.weight"]),
+                has(&["input_blocks.0.0.weight", "time_embed.0.weight"]) && !tensors.has(ORIGINAL_HINT),
+                has(&["conv_in.weight", "time_embedding.linear_1.weight"]) && !tensors.has(CANONICAL_HINT),
             ),
+            Self::ControlNet => {
+                (has(&[ORIGINAL_HINT, "time_embed.0.weight"]), has(&[CANONICAL_HINT, "time_embedding.linear_1.weight"]))
+            }
             Self::Vae => (
                 has(&["decoder.conv_in.weight", "decoder.up.0.block.0.norm1.weight"]),
                 has(&["decoder.conv_in.weight", "decoder.up_blocks.0.resnets.0.norm1.weight"]),
@@ -101,6 +114,9 @@ impl Part {
     }
 }
 
+/// The first layer that reads the picture of a ControlNet, by which a copy of a UNet is told from a UNet.
+const ORIGINAL_HINT: &str = "input_hint_block.0.weight";
+const CANONICAL_HINT: &str = "controlnet_cond_embedding.conv_in.weight";
 /// Where a file in ComfyUI's layout has its T5 encoder.
 const T5: &str = "text_encoders.t5xxl.transformer.";
 
@@ -180,7 +196,8 @@ impl Contents {
         };
         let mut parts: BTreeMap<Part, Located> = Part::ALL.into_iter().filter_map(locate).collect();
         let is_whole = parts.get(&Part::Unet).is_some_and(|unet| !unet.prefix.is_empty())
-            || parts.contains_key(&Part::Transformer);
+            || parts.contains_key(&Part::Transformer)
+            || parts.contains_key(&Part::ControlNet);
         if !is_whole && let Some(reason) = something_else(shapes) {
             return Err(reason);
         }
@@ -205,7 +222,8 @@ impl Contents {
             let in_channels = input.iter().find_map(|name| transformer.shape(name)?.get(1).copied());
             return Ok(Self { parts, family, in_channels });
         }
-        let unet = parts.get(&Part::Unet).map(|unet| UnetKind::read(&Tensors::below(shapes, unet.prefix), unet.naming));
+        let unet = parts.get(&Part::Unet).or(parts.get(&Part::ControlNet));
+        let unet = unet.map(|unet| UnetKind::read(&Tensors::below(shapes, unet.prefix), unet.naming));
         let family = family(&parts, unet.as_ref());
         Ok(Self { parts, family, in_channels: unet.and_then(|unet| unet.in_channels) })
     }
@@ -375,7 +393,7 @@ const STABLE_DIFFUSION_3: &str = "seems to be a Stable Diffusion 3 transformer, 
 const FLUX: &str = "seems to be a transformer like Flux, but of another kind than FLUX.1, or incomplete; use a folder in \
     the diffusers layout (`model_name`)";
 
-const CONTROLNET: &str = "holds a ControlNet, which cannot be loaded from a single file by this build; use a folder in the \
+const CONTROLNET: &str = "holds a ControlNet, of which parts are missing; fetch the file again, or use a folder in the \
     diffusers layout";
 
 const OTHER_DENOISER: &str = "holds a model of another family than Stable Diffusion and Flux, which cannot be loaded \

@@ -109,6 +109,34 @@ impl Sink<'_> {
     }
 }
 
+/// The ControlNet that is a copy of `unet`, below `prefix` (ControlNet's `cldm.py`).
+pub(super) fn controlnet(shapes: &mut Shapes, prefix: &str, copied: &Unet) {
+    let mut whole = Shapes::new();
+    unet(&mut whole, "", copied);
+    let is_way_down = |name: &str| !name.starts_with("output_blocks.") && !name.starts_with("out.");
+    let inputs: Vec<(usize, usize)> = whole
+        .iter()
+        .filter_map(|(name, shape)| {
+            let (block, rest) = name.strip_prefix("input_blocks.")?.split_once('.')?;
+            let is_output = ["0.weight", "0.out_layers.3.weight", "0.op.weight"].contains(&rest);
+            is_output.then_some((block.parse().ok()?, shape[0]))
+        })
+        .collect();
+    let mut sink = Sink { shapes, prefix };
+    for (name, shape) in whole.iter().filter(|(name, _)| is_way_down(name)) {
+        sink.put(name, shape);
+    }
+    for (block, channels) in inputs {
+        sink.conv(&format!("zero_convs.{block}.0"), channels, channels, 1);
+    }
+    let last = copied.model_channels * copied.multipliers[copied.multipliers.len() - 1];
+    sink.conv("middle_block_out.0", last, last, 1);
+    let widths = [3, 16, 16, 32, 32, 96, 96, 256, copied.model_channels];
+    for (at, pair) in widths.windows(2).enumerate() {
+        sink.conv(&format!("input_hint_block.{}", 2 * at), pair[1], pair[0], 3);
+    }
+}
+
 /// The UNet below `prefix`.
 pub(super) fn unet(shapes: &mut Shapes, prefix: &str, unet: &Unet) {
     let mut sink = Sink { shapes, prefix };

@@ -8,6 +8,7 @@
 mod clip;
 mod configs;
 mod contents;
+mod controlnet;
 pub(crate) mod flux;
 mod index;
 pub(crate) mod key_map;
@@ -27,6 +28,7 @@ use serde_json::Value;
 pub(crate) use self::{contents::Part, key_map::Change};
 use self::{
     contents::{Contents, Family, Located, Naming},
+    controlnet::ControlNetLayout,
     index::{Shapes, Tensors},
     key_map::KeyMap,
     unet::UnetLayout,
@@ -184,6 +186,9 @@ impl CheckpointPart {
             (Naming::Canonical, _) => KeyMap::identity(),
             (Naming::Original, Part::Unet) => {
                 UnetLayout::of_config(&serde_json::from_value(config).map_err(bad)?)?.key_map()
+            }
+            (Naming::Original, Part::ControlNet) => {
+                ControlNetLayout::of_config(&serde_json::from_value(config).map_err(bad)?)?.key_map()
             }
             (Naming::Original, Part::Vae) => {
                 VaeLayout::of_config(&serde_json::from_value(config).map_err(bad)?).key_map()

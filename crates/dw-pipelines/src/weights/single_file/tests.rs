@@ -161,6 +161,7 @@ fn every_tensor_of_the_published_models_has_a_place_under_its_generated_configur
                     transformer::key_map(&tensors, contents.family).expect("complete")
                 }
                 Part::TextEncoder | Part::TextEncoder2 | Part::TextEncoder3 => clip::open_clip_key_map(32, true),
+                Part::ControlNet => unreachable!("no published model has one inside"),
             };
             let mut seen = BTreeSet::new();
             for (full, below) in Tensors::below(&shapes, located.prefix).names() {
@@ -492,9 +493,36 @@ fn files_that_are_something_else_are_told_what_they_are() {
 }
 
 #[test]
-fn a_controlnet_in_original_layout_is_not_taken_for_a_unet() {
-    let mut shapes = Shapes::new();
-    ldm::unet(&mut shapes, "", &SD15);
-    shapes.insert(String::from("input_hint_block.0.weight"), vec![16, 3, 3, 3]);
-    assert!(Contents::recognise(&shapes).expect_err("a ControlNet").contains("ControlNet"));
+fn a_controlnet_is_not_taken_for_the_unet_that_it_copies() {
+    for prefix in ["", "control_model."] {
+        let mut shapes = Shapes::new();
+        ldm::controlnet(&mut shapes, prefix, &SD15);
+        let names: Vec<&str> = recognise(&shapes).names().collect();
+        assert_eq!(names, ["controlnet"], "{prefix}");
+        ldm::unet(&mut shapes, "model.diffusion_model.", &SD15);
+        let names: Vec<&str> = recognise(&shapes).names().collect();
+        assert_eq!(names, ["unet", "controlnet"], "{prefix}");
+    }
+}
+
+#[test]
+fn every_tensor_of_a_published_controlnet_has_a_place_under_its_generated_configuration() {
+    for (unet, text, is_linear) in [(&SD15, 768, false), (&SD21, 1024, true), (&XL, 2048, true)] {
+        let mut shapes = Shapes::new();
+        ldm::controlnet(&mut shapes, "control_model.", unet);
+        let config = config(&shapes, Part::ControlNet);
+        let expected = json!({
+            "_class_name": "ControlNetModel", "cross_attention_dim": text, "use_linear_projection": is_linear,
+            "conditioning_channels": 3, "conditioning_embedding_out_channels": [16, 32, 96, 256], "in_channels": 4,
+            "mid_block_type": "UNetMidBlock2DCrossAttn", "layers_per_block": 2, "norm_num_groups": 32,
+        });
+        assert_has(&config, &expected);
+        let config = serde_json::from_value(without_nulls(config)).expect("a configuration of known keys");
+        let map = ControlNetLayout::of_config(&config).expect("the lists agree").key_map();
+        for (full, below) in Tensors::below(&shapes, "control_model.").names() {
+            let targets = map.canonical(below);
+            assert_eq!(targets.len(), 1, "{full}");
+            assert_eq!(map.original(&targets[0].name).as_deref(), Some(below));
+        }
+    }
 }

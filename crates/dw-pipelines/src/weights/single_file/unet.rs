@@ -38,6 +38,23 @@ pub(crate) struct Level {
     pub(crate) has_attention: bool,
 }
 
+impl Level {
+    fn new(layers: usize, class: &str) -> Self {
+        Self { layers, has_attention: class.contains("CrossAttn") }
+    }
+}
+
+/// Residual blocks of every level of a configuration whose `key` lists the levels' classes.
+fn layers(config: &UnetConfig, key: &str, types: &[String]) -> Result<Vec<usize>> {
+    let (levels, found) = (config.block_out_channels.len(), types.len());
+    if found == levels {
+        return config.layers_per_block.per_block("layers_per_block", levels);
+    }
+    Err(Error::Unsupported(format!(
+        "`{key}` names {found} blocks, but `block_out_channels` has {levels} values; they must agree"
+    )))
+}
+
 /// What the original calls `label_emb`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LabelEmbedding {
@@ -66,22 +83,18 @@ pub(crate) struct UnetLayout {
 impl UnetLayout {
     /// What a configuration says.
     pub(crate) fn of_config(config: &UnetConfig) -> Result<Self> {
-        let levels = config.block_out_channels.len();
-        let layers = config.layers_per_block.per_block("layers_per_block", levels)?;
-        for (key, types) in [("down_block_types", &config.down_block_types), ("up_block_types", &config.up_block_types)]
-        {
-            if types.len() != levels {
-                let found = types.len();
-                return Err(Error::Unsupported(format!(
-                    "`{key}` names {found} blocks, but `block_out_channels` has {levels} values; they must agree"
-                )));
-            }
-        }
-        let level = |layers: usize, class: &String| Level { layers, has_attention: class.contains("CrossAttn") };
+        let layers = layers(config, "up_block_types", &config.up_block_types)?;
+        let up = layers.iter().rev().zip(&config.up_block_types).map(|(n, class)| Level::new(n + 1, class)).collect();
+        Ok(Self { up, ..Self::of_way_down(config)? })
+    }
+
+    /// What a configuration says of everything down to the middle.
+    pub(crate) fn of_way_down(config: &UnetConfig) -> Result<Self> {
+        let layers = layers(config, "down_block_types", &config.down_block_types)?;
         Ok(Self {
-            down: layers.iter().zip(&config.down_block_types).map(|(n, class)| level(*n, class)).collect(),
+            down: layers.iter().zip(&config.down_block_types).map(|(n, class)| Level::new(*n, class)).collect(),
             has_mid_attention: config.mid_block_type.as_deref().is_some_and(|class| class.contains("CrossAttn")),
-            up: layers.iter().rev().zip(&config.up_block_types).map(|(n, class)| level(n + 1, class)).collect(),
+            up: Vec::new(),
             label: match (config.addition_embed_type.as_deref(), config.class_embed_type.as_deref()) {
                 (Some("text_time"), _) => LabelEmbedding::Added,
                 (_, Some("timestep" | "projection")) => LabelEmbedding::Projected,

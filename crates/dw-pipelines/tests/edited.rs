@@ -43,7 +43,7 @@ fn refused(model: &Model, arguments: Value) -> String {
         call[name] = value.clone();
     }
     let call = call.as_object().expect("a call");
-    run(model, call, &json!({ "steps": [] })).err().expect("the call is refused")
+    run(model, call, &json!({ "steps": [] })).expect_err("the call is refused")
 }
 
 #[test]

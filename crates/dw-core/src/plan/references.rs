@@ -59,7 +59,7 @@ fn check_name(report: &mut Report, context: &Context, index: usize, reference: &
         return;
     }
     if let Some(name) = resolve(reference, &context.names[index..]) {
-        let message = if name == &context.names[index] {
+        let message = if name == context.names[index] {
             format!("the step `{name}` refers to its own result")
         } else {
             format!("the step `{name}` runs after this one, so it has no result yet")

@@ -217,3 +217,88 @@ fn described(format: Format) -> Option<Value> {
         Format::Ggml(_) | Format::Float8 => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::{DType, Device, Tensor};
+    use dw_pipelines::weights::Weights;
+
+    use super::*;
+
+    /// A model with a transformer of one layer and a file beside it.
+    fn model(root: &Path) -> PathBuf {
+        let model = root.join("model");
+        fs::create_dir_all(model.join("transformer")).expect("a temporary folder");
+        fs::create_dir_all(model.join("tokenizer")).expect("a temporary folder");
+        let values: Vec<f32> = (0..512).map(|i| (i % 37) as f32 / 37.0 - 0.5).collect();
+        let weight = Tensor::from_vec(values, (2, 256), &Device::Cpu).expect("a matrix");
+        let tensors = HashMap::from([("proj.weight", weight)]);
+        let file = model.join("transformer/diffusion_pytorch_model.safetensors");
+        candle_core::safetensors::save(&tensors, file).expect("written");
+        fs::write(model.join("model_index.json"), "{}").expect("written");
+        fs::write(model.join("transformer/config.json"), r#"{"_class_name": "FluxTransformer2DModel"}"#)
+            .expect("written");
+        fs::write(model.join("tokenizer/vocab.json"), "{}").expect("written");
+        model
+    }
+
+    fn run(model: &Path, output: &Path, to: &str, components: &[&str]) -> Result<Vec<(String, Written)>> {
+        let request = QuantizeRequest {
+            model: model.to_owned(),
+            format: Format::parse(to)?,
+            output: output.to_owned(),
+            components: components.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        quantize(&request, &CancellationToken::default(), &mut |_, _, _| {})
+    }
+
+    #[test]
+    fn the_new_folder_holds_the_quantized_component_and_everything_else() {
+        for (to, file) in [("q4_k", "diffusion_pytorch_model.gguf"), ("nf4", "diffusion_pytorch_model.safetensors")] {
+            let root = tempfile::tempdir().expect("a temporary folder");
+            let (model, output) = (model(root.path()), root.path().join("new/model"));
+            let written = run(&model, &output, to, &[]).expect("it is quantized");
+            assert_eq!((written[0].0.as_str(), written[0].1.quantized), ("transformer", 1));
+            assert!(output.join("tokenizer/vocab.json").is_file() && output.join("model_index.json").is_file());
+            let config = fs::read_to_string(output.join("transformer/config.json")).expect("copied");
+            assert_eq!(config.contains("bitsandbytes"), to == "nf4");
+            let files = folder::weight_files(&output.join("transformer"), None).expect("they are found");
+            assert_eq!(files, [output.join("transformer").join(file)]);
+            let weights = Weights::load(&files, DType::F32, &Device::Cpu, &mut |_| Ok(())).expect("they are read");
+            let stored = weights.find_weight("proj.weight").expect("readable").expect("it is there");
+            assert_eq!(stored.format(), Format::parse(to).ok());
+            assert_eq!(
+                fs::read_dir(output.parent().expect("new")).expect("a folder").count(),
+                1,
+                "nothing is left behind"
+            );
+            let again = run(&output, &root.path().join("twice"), to, &[]).expect_err("it is quantized already");
+            assert!(again.to_string().contains("quantized already"), "{again}");
+            assert!(!root.path().join("twice").exists());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let (model, output) = (model(root.path()), root.path().join("out"));
+        let empty = root.path().join("empty");
+        fs::create_dir_all(&empty).expect("a temporary folder");
+        for (model, output, components, said) in [
+            (root.path().join("none"), &output, vec![], "is no folder"),
+            (empty.clone(), &output, vec![], "neither `model_index.json` nor `config.json`"),
+            (model.clone(), &model, vec![], "is there already"),
+            (model.clone(), &output, vec!["../model"], "no name of a component"),
+            (model.clone(), &output, vec!["tokenizer"], "no `diffusion_pytorch_model.safetensors`"),
+            (model.join("transformer"), &output, vec!["vae"], "is one component"),
+        ] {
+            let message = run(&model, output, "q8_0", &components).expect_err("refused").to_string();
+            assert!(message.contains(said), "{message}");
+        }
+        assert!(!output.exists());
+        let written = run(&model.join("transformer"), &empty, "int8", &[]).expect("one component");
+        assert_eq!(written[0].0, "");
+    }
+}

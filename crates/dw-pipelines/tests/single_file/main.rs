@@ -517,7 +517,7 @@ fn a_file_that_cannot_be_a_model_is_refused_before_anything_is_read() {
         ("cut.safetensors", &bytes[..bytes.len() - 100], "not a valid safetensors file"),
         ("empty.safetensors", &bytes[..0], "the file is empty"),
         ("model.ckpt", &bytes[..], "is a pickle"),
-        ("model.gguf", &bytes[..], "GGUF"),
+        ("cut.gguf", &b"GGUF\x03\0\0\0\x01"[..], "ends within its header"),
     ] {
         let path = temp.0.join(name);
         std::fs::write(&path, bytes).expect("the temporary folder is writable");

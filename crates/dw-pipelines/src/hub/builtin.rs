@@ -65,7 +65,7 @@ macro_rules! shared {
 
 /// Models of full size without trained weights, each under the class that runs it: the configurations that their
 /// publishers give, and a tokenizer that spells.
-static RANDOM_MODELS: [BuiltinModel; 2] = [
+static RANDOM_MODELS: [BuiltinModel; 4] = [
     BuiltinModel {
         name: "random/StableDiffusionPipeline",
         summary: "Stable Diffusion 1.5 in full size with random weights, to measure with",
@@ -97,6 +97,44 @@ static RANDOM_MODELS: [BuiltinModel; 2] = [
             "tokenizer_2/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
             "unet/config.json": "stable-diffusion-xl/unet.json",
             "vae/config.json": "stable-diffusion-xl/vae.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "random/StableDiffusion3Pipeline",
+        summary: "Stable Diffusion 3.5 large in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "stable-diffusion-3/model_index.json",
+            "scheduler/scheduler_config.json": "stable-diffusion-3/scheduler.json",
+            "text_encoder/config.json": "clip_l_projected.json",
+            "text_encoder_2/config.json": "clip_big_g.json",
+            "text_encoder_3/config.json": "t5_xxl.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer_2/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer_2/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_3/tokenizer.json": "t5_tokenizer.json",
+            "transformer/config.json": "stable-diffusion-3/transformer.json",
+            "vae/config.json": "stable-diffusion-3/vae.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "random/FluxPipeline",
+        summary: "Flux dev in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "flux/model_index.json",
+            "scheduler/scheduler_config.json": "flux/scheduler.json",
+            "text_encoder/config.json": "clip_l.json",
+            "text_encoder_2/config.json": "t5_xxl.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/tokenizer.json": "t5_tokenizer.json",
+            "transformer/config.json": "flux/transformer.json",
+            "vae/config.json": "flux/vae.json",
         ),
         is_random: true,
     },

@@ -732,7 +732,7 @@ impl Planned {
             }
             (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, scheme, &mut progress)?,
             (None, WeightFiles::Random { name, tensors }) => {
-                Weights::random(tensors, name, dtype, device, &mut progress)?
+                Weights::random(tensors, name, (dtype, device), scheme, &mut progress)?
             }
         };
         let model = self.build(weights.clone())?;

@@ -28,7 +28,6 @@ const FEATURES: &[&str] = &[
     "/configuration/group_offload",
     "/configuration/offload",
     "/configuration/prompt_weighting",
-    "/configuration/transformer/enable_forward_chunking",
     "/configuration/unet/enable_forward_chunking",
     "/configuration/vae/enable_slicing",
     "/configuration/vae/enable_tiling",

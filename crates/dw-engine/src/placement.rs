@@ -47,8 +47,7 @@ pub(crate) fn request(
             components.entry(name.to_owned()).or_default().dtype = dtype(text)?;
         }
     }
-    let modules = [&configuration.unet, &configuration.transformer];
-    let chunks = modules.into_iter().flatten().any(|module| is_on(module.enable_forward_chunking));
+    let chunks = configuration.unet.as_ref().is_some_and(|unet| is_on(unet.enable_forward_chunking));
     let manager = configuration.components_manager.as_ref().filter(|manager| is_on(manager.enable_auto_cpu_offload));
     let margin = manager.map(|manager| manager.memory_reserve_margin.as_deref().unwrap_or(DEFAULT_MARGIN));
     Ok(MemoryRequest {

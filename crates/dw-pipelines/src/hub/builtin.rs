@@ -164,11 +164,11 @@ static RANDOM_MODELS: [BuiltinModel; 4] = [
     },
     BuiltinModel {
         name: "random/StableDiffusion3Pipeline",
-        summary: "Stable Diffusion 3.5 medium in full size with random weights, to measure with",
+        summary: "Stable Diffusion 3.5 large in full size with random weights, to measure with",
         files: shared!(
             "model_index.json": "stable-diffusion-3/model_index.json",
             "scheduler/scheduler_config.json": "stable-diffusion-3/scheduler.json",
-            "text_encoder/config.json": "clip_l.json",
+            "text_encoder/config.json": "clip_l_projected.json",
             "text_encoder_2/config.json": "clip_big_g.json",
             "text_encoder_3/config.json": "t5_xxl.json",
             "tokenizer/vocab.json": "clip_tokenizer/vocab.json",

@@ -163,7 +163,7 @@ impl WeightFiles {
             Self::Disk(files) => weights::list_files(files, scheme),
             Self::Memory { name, bytes } => weights::list_bytes(bytes, name, scheme),
             Self::Part(part) => weights::list_part(part, scheme),
-            Self::Random { tensors, .. } => Ok(weights::list_random(tensors)),
+            Self::Random { tensors, .. } => Ok(weights::list_random(tensors, scheme)),
         }
     }
 

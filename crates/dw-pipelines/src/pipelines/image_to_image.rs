@@ -216,7 +216,7 @@ pub(crate) fn encoded(
 /// Pixels in -1 to 1 as the most likely latents in the denoiser's type; nothing is drawn.
 pub(crate) fn most_likely(parts: &Parts, pixels: &Tensor, scaling: Scaling) -> Result<Tensor> {
     let vae = parts.vae()?;
-    let (mean, _) = vae.encode(pixels)?;
+    let (mean, _) = encode(parts, pixels, false)?;
     scaled(&mean.to_dtype(parts.denoiser()?.dtype)?, vae.config(), scaling)
 }
 

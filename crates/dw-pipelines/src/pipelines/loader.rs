@@ -381,10 +381,11 @@ impl Planner<'_> {
                 )));
             }
             let is_elsewhere = asked.device.as_ref().is_some_and(|device| !device.same_device(&self.request.device));
-            if is_elsewhere && stage_of(name) != name {
+            if is_elsewhere && name != "vae" {
                 return Err(Error::Unsupported(format!(
-                    "`configuration.components.{name}.device` differs from the device of the pipeline, which is where \
-                     `{name}` must run; set `configuration.device` instead"
+                    "`configuration.components.{name}.device` differs from the device of the pipeline, and only `vae` \
+                     can run elsewhere; use `\"residency\": \"on_demand\"` to have `{name}` on the device only while it \
+                     computes"
                 )));
             }
         }
@@ -777,7 +778,7 @@ impl Planned {
             }
             (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, scheme, &mut progress)?,
             (None, WeightFiles::Random { name, tensors }) => {
-                Weights::random(tensors, name, dtype, device, &mut progress)?
+                Weights::random(tensors, name, (dtype, device), scheme, &mut progress)?
             }
         };
         let model = self.build(weights.clone())?;

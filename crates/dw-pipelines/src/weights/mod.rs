@@ -256,21 +256,22 @@ impl Weights {
 
     /// As [`Weights::open`], of tensors that are in no file.
     pub(crate) fn open_random(tensors: &[(String, Vec<usize>)], origin: &str, placement: Placement<'_>) -> Self {
+        let stored = Stored::of_nothing(tensors, placement.scheme);
         let name: Arc<str> = origin.into();
-        Self::paged(stored_entries(Stored::of_nothing(tensors), &name), name, None, placement)
+        Self::paged(stored_entries(stored, &name), name, None, placement)
     }
 
     /// Tensors of these names and shapes that are in no file, made now; otherwise as [`Weights::load`].
     pub(crate) fn random(
         tensors: &[(String, Vec<usize>)],
         origin: &str,
-        dtype: DType,
-        device: &Device,
+        (dtype, device): (DType, &Device),
+        scheme: Option<&Scheme>,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let name: Arc<str> = origin.into();
         let (mut entries, mut made) = (HashMap::new(), 0);
-        for (tensor, stored) in Stored::of_nothing(tensors) {
+        for (tensor, stored) in Stored::of_nothing(tensors, scheme) {
             entries.insert(tensor, Entry::held(stored.read(dtype, device)?, &name));
             made += stored.bytes_as(DType::F16);
             progress(made)?;
@@ -590,8 +591,8 @@ pub(crate) fn list_bytes(bytes: &'static [u8], origin: &str, scheme: Option<&Sch
 }
 
 /// The same for tensors that are in no file.
-pub(crate) fn list_random(tensors: &[(String, Vec<usize>)]) -> Vec<Listed> {
-    Listed::all(Stored::of_nothing(tensors))
+pub(crate) fn list_random(tensors: &[(String, Vec<usize>)], scheme: Option<&Scheme>) -> Vec<Listed> {
+    Listed::all(Stored::of_nothing(tensors, scheme))
 }
 
 /// The same for one component of a checkpoint.

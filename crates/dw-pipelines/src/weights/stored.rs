@@ -97,15 +97,19 @@ impl Stored {
     }
 
     /// Tensors of these names and shapes that are in no file.
-    pub(super) fn of_nothing(tensors: &[(String, Vec<usize>)]) -> Vec<(String, Self)> {
-        let stored = |(name, dims): &(String, Vec<usize>)| Self {
-            source: Source::Random,
-            name: name.clone(),
-            canonical: name.clone(),
-            dims: dims.clone(),
-            change: Change::None,
-            fixed_bytes: None,
-            scheme: None,
+    pub(super) fn of_nothing(tensors: &[(String, Vec<usize>)], scheme: Option<&Scheme>) -> Vec<(String, Self)> {
+        let scheme = scheme.cloned().map(Arc::new);
+        let stored = |(name, dims): &(String, Vec<usize>)| {
+            let fixed_bytes = scheme.as_ref().and_then(|scheme| scheme.bytes(name, dims));
+            Self {
+                source: Source::Random,
+                name: name.clone(),
+                canonical: name.clone(),
+                dims: dims.clone(),
+                change: Change::None,
+                scheme: scheme.clone().filter(|_| fixed_bytes.is_some()),
+                fixed_bytes,
+            }
         };
         tensors.iter().map(|tensor| (tensor.0.clone(), stored(tensor))).collect()
     }
@@ -154,12 +158,13 @@ impl Stored {
     /// The weight in the type and at the place where it is used. What was read of a file does not stay in memory
     /// beside it.
     pub(super) fn read(&self, dtype: DType, device: &Device) -> Result<Weight> {
+        let target = Target { dtype, device, scheme: self.scheme.as_deref() };
         let files = match &self.source {
             Source::Files(files) => files,
             Source::Checkpoint(part) => part.files(),
             Source::Random => {
-                let tensor = random::values(&self.name, &self.dims)?;
-                return Weight::Dense(tensor).to_dtype(dtype)?.to_device(device);
+                let weight = Weight::Dense(random::values(&self.name, &self.dims)?);
+                return reader::settle(&weight, &self.canonical, self.change, &target)?.to_device(device);
             }
         };
         let missing = || Error::Unsupported(format!("tensor `{}` is not in its file any more", self.name));
@@ -167,7 +172,6 @@ impl Stored {
         let wanted = (!self.is_to_quantize()).then_some(dtype);
         let stored = files.read(&self.name, tensor, wanted)?;
         files.forget(tensor);
-        let target = Target { dtype, device, scheme: self.scheme.as_deref() };
         reader::settle(&stored, &self.canonical, self.change, &target)?.to_device(device)
     }
 }

@@ -98,9 +98,6 @@ pub(crate) struct Target {
     pub(crate) change: Change,
 }
 
-/// What files with 8-bit weights store beside each of them: what the weight and the input are multiplied with.
-const SCALES: [&str; 2] = ["scale_weight", "scale_input"];
-
 /// Original names to canonical ones and back. Names are looked up without the prefix of their component.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyMap {
@@ -134,15 +131,11 @@ impl KeyMap {
         self.tensors.entry(original).or_default().push(Target { name, change });
     }
 
-    /// The rows of the layer `original` (of weight and bias) are those of several layers. What 8-bit files store
-    /// beside a weight as one number for all of it goes to each of them.
+    /// The rows of the layer `original` (of weight and bias) are those of several layers.
     pub(crate) fn fused(&mut self, original: &str, canonical: &[(String, Change)]) {
         for (layer, change) in canonical {
             for name in ["weight", "bias"] {
                 self.tensor(format!("{original}.{name}"), format!("{layer}.{name}"), *change);
-            }
-            for name in SCALES {
-                self.tensor(format!("{original}.{name}"), format!("{layer}.{name}"), Change::None);
             }
         }
     }

@@ -357,23 +357,6 @@ fn an_encoder_alone_is_found_in_the_places_it_can_have() {
 }
 
 #[test]
-fn what_stands_beside_eight_bit_weights_goes_with_them() {
-    let mut shapes = flux(true);
-    let double = "model.diffusion_model.double_blocks.0";
-    shapes.insert(format!("{double}.img_attn.qkv.scale_weight"), vec![]);
-    shapes.insert(format!("{double}.img_mlp.0.scale_input"), vec![]);
-    shapes.insert(String::from("model.diffusion_model.scaled_fp8"), vec![0]);
-    let contents = recognise(&shapes);
-    assert!(contents.strays(&shapes).is_empty());
-    let map = transformer::key_map(&Tensors::below(&shapes, "model.diffusion_model."), Family::Flux).expect("complete");
-    let names = |name: &str| map.canonical(name).into_iter().map(|target| target.name).collect::<Vec<_>>();
-    let block = "transformer_blocks.0";
-    let expected = ["to_q", "to_k", "to_v"].map(|name| format!("{block}.attn.{name}.scale_weight"));
-    assert_eq!(names("double_blocks.0.img_attn.qkv.scale_weight"), expected);
-    assert_eq!(names("double_blocks.0.img_mlp.0.scale_input"), [format!("{block}.ff.net.0.proj.scale_input")]);
-}
-
-#[test]
 fn a_mark_in_the_file_says_that_the_model_predicts_velocity() {
     let mut shapes = xl(&XL);
     shapes.insert(String::from("v_pred"), vec![0]);

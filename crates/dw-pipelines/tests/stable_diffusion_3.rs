@@ -493,6 +493,7 @@ fn calls_that_cannot_be_run_are_refused_with_the_remedy() {
         (json!({ "skip_guidance_layers": [3] }), ["`skip_guidance_layers`", "0 to 2"]),
         (json!({ "prompt": null }), ["`prompt`", "is missing"]),
         (json!({ "prompt_embeds": { "$artifact": 0 } }), ["`prompt`", "`prompt_embeds`"]),
+        (json!({ "prompt": null, "prompt_2": "a", "prompt_embeds": { "$artifact": 0 } }), ["`prompt_2`", "combined"]),
         (json!({ "strength": 0.5 }), ["`strength`", "does not take it"]),
         (json!({ "prompt_3": ["a", "b"] }), ["`prompt_3`", "one for each prompt"]),
         (json!({ "clip_skip": 7 }), ["`clip_skip`", "smaller"]),

@@ -85,6 +85,24 @@ impl Default for Sd3Prompts {
     }
 }
 
+impl Sd3Prompts {
+    /// Refuses texts that nothing would read.
+    fn check(&self, is_encoded: bool) -> Result<()> {
+        let negative_encoded = self.negative_prompt_embeds.is_some();
+        for (name, text, is_encoded, embeds) in [
+            ("prompt_2", &self.prompt_2, is_encoded, "prompt_embeds"),
+            ("prompt_3", &self.prompt_3, is_encoded, "prompt_embeds"),
+            ("negative_prompt_2", &self.negative_prompt_2, negative_encoded, "negative_prompt_embeds"),
+            ("negative_prompt_3", &self.negative_prompt_3, negative_encoded, "negative_prompt_embeds"),
+        ] {
+            if is_encoded && text.is_some() {
+                return Err(refuse(name, format!("cannot be combined with `{embeds}`; give one of them")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Skip-layer guidance: away from what the transformer predicts without some of its blocks.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -210,6 +228,7 @@ impl Call {
             ..group::<FlowGeneration>(arguments)?.generation()
         };
         generation.check(prompts.guidance_scale)?;
+        prompts.check(generation.prompt_embeds.is_some())?;
         let size = picture_size(parts, &group(arguments)?, USUAL_SIDE)?;
         Ok(Self { generation, prompts, size })
     }

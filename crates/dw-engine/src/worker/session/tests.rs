@@ -139,7 +139,7 @@ fn ten_thousand_malformed_frames_close_the_connection_with_an_error_and_harm_not
     let mut dice = Dice(0x5eed);
     for number in 0..10_000 {
         // Mostly as the first thing said, now and then after a good question.
-        let is_first = number % 20 != 0;
+        let is_first = number % 100 != 0;
         let bad = malformed(&mut dice);
         let good = if is_first { Vec::new() } else { [hello(), frame_of(br#"{"type":"ping"}"#)].concat() };
         // What comes after a malformed frame is not looked at.

@@ -85,7 +85,7 @@ pub(crate) fn repl(args: &ReplArgs, session: &Session) -> Result<Exit, CliError>
         .map_err(|error| CliError::Failed(format!("the program does not find itself: {error}")))?;
     let offline = args.compute.offline;
     let hire: Hire<'_> = Box::new(move |config| Box::new(Supervisor::new(launch(&program, offline, config, session))));
-    let interrupts = Interrupts::default();
+    let interrupts = Interrupts::new(lines.is_terminal());
     interrupts.listen()?;
     let mut repl = Repl {
         session,

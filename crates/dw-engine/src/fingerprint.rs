@@ -36,7 +36,12 @@ pub(crate) fn of(document: &Document, plan: &Plan) -> String {
     for (name, sha256) in found {
         sum.update(format!("\n{name}\n{sha256}"));
     }
-    sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sum.finalize())
+}
+
+/// Bytes as hexadecimal text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Adds a sub-workflow and those below it. Planning has read all of them, so what cannot be read now is one whose
@@ -153,8 +158,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = write(folder.path(), "leaf.json", &leaf("x"));
         let bytes = std::fs::read(&path).expect("readable");
-        let expected: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(planned(&path).fingerprint, expected);
+        assert_eq!(planned(&path).fingerprint, hex(&Sha256::digest(bytes)));
     }
 
     #[test]

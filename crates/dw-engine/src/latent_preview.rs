@@ -143,7 +143,7 @@ impl<'a> Viewer<'a> {
     pub(crate) fn look(&self, step: usize, latents: &Tensor) -> dw_pipelines::Result<()> {
         let done = step + 1;
         // The first event tells how many there are, so the last step is known unless it is the only one.
-        let is_due = done % self.previews.every.max(1) == 0 || done == self.total.load(Ordering::Relaxed);
+        let is_due = done.is_multiple_of(self.previews.every.max(1)) || done == self.total.load(Ordering::Relaxed);
         if is_due && latents.rank() == 4 {
             *self.lock() = Some(png(&colored(latents, self.colors)?));
         }

@@ -59,11 +59,11 @@ mod tests {
     }
 
     const LOOK: Duration = Duration::from_millis(50);
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     #[test]
     fn a_run_that_says_nothing_for_twenty_minutes_but_beats_is_not_hung() {
-        assert_eq!(hung_at(LOOK, Duration::from_secs(20 * 60), |seconds| seconds), None);
+        assert_eq!(hung_at(LOOK, Duration::from_mins(20), |seconds| seconds), None);
     }
 
     #[test]

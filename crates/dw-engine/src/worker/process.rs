@@ -442,7 +442,8 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_are_kept_and_none_is_endless() {
-        let text = (0..30).map(|number| format!("line {number}\n\n")).collect::<String>() + &"x".repeat(5000);
+        let lines: Vec<String> = (0..30).map(|number| format!("line {number}\n\n")).collect();
+        let text = lines.concat() + &"x".repeat(5000);
         let lines = Mutex::default();
         keep_last_lines(text.as_bytes(), &lines);
         let lines = lines.into_inner().expect("unbroken");

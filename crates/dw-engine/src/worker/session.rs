@@ -48,7 +48,7 @@ impl Outbox {
 /// What the reading thread hands to the one that works.
 pub(super) enum Task {
     /// A workflow, and the token that stops it.
-    Run(Execute, CancellationToken),
+    Run(Box<Execute>, CancellationToken),
     /// Give up loaded models.
     Clear,
 }
@@ -175,7 +175,7 @@ impl Desk {
                 let token = CancellationToken::default();
                 lock(&self.open_runs).push_back(token.clone());
                 // Fails only while the worker ends.
-                let _ = tasks.send(Task::Run(execute, token));
+                let _ = tasks.send(Task::Run(Box::new(execute), token));
             }
             Command::Cancel => {
                 if let Some(token) = lock(&self.open_runs).front() {

@@ -12,6 +12,8 @@ use interprocess::local_socket::{
     Stream, prelude::*,
 };
 
+use crate::fingerprint::hex;
+
 /// One end of a connection. Both directions can be used at the same time, from different threads.
 pub(super) type Connection = Arc<Stream>;
 
@@ -46,5 +48,5 @@ fn resolve(name: &str) -> io::Result<Name<'_>> {
 pub(super) fn random_text() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }

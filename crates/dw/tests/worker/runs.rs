@@ -192,7 +192,7 @@ fn a_thousand_runs_leave_the_memory_as_it_was() {
     // A picture now and then: the models stay, and what they compute with has to go.
     let jobs = [home.job(&code(&home, "x")), home.job(&picture)];
     let run = |supervisor: &mut Supervisor, number: usize| {
-        Run::of(supervisor, &jobs[usize::from(number % 20 == 0)]).succeeds();
+        Run::of(supervisor, &jobs[usize::from(number.is_multiple_of(20))]).succeeds();
     };
     (0..200).for_each(|number| run(&mut supervisor, number));
     let rss = |supervisor: &mut Supervisor| supervisor.memory().expect("a report").host_rss.expect("known");

@@ -32,7 +32,7 @@ impl Client {
         writeln!(child.stdin.take().expect("a pipe"), "{SECRET}").expect("written");
         let (stream, _) = listener.accept().expect("the worker connects");
         // Only so that a broken worker ends the test instead of stopping it.
-        stream.set_read_timeout(Some(Duration::from_secs(120))).expect("set");
+        stream.set_read_timeout(Some(Duration::from_mins(2))).expect("set");
         let mut client = Self { child, stream };
         let hello = client.receive().expect("a message");
         assert_eq!((&hello["type"], &hello["protocol"]), (&json!("hello"), &json!(1)));

@@ -117,7 +117,7 @@ fn malformed(dice: &mut Dice) -> Vec<u8> {
         // A frame that ends too early.
         1 => {
             let whole = frame_of(br#"{"type":"memory_status"}"#);
-            whole[..1 + dice.below(whole.len() as u64 - 1) as usize].to_vec()
+            whole[..=dice.below(whole.len() as u64 - 1) as usize].to_vec()
         }
         // A large length with nothing behind it.
         2 => [&(MAX_FRAME_BYTES - dice.below(1000) as u32).to_le_bytes(), dice.bytes(50).as_slice()].concat(),

@@ -149,7 +149,7 @@ impl Repl<'_> {
         if let Some(file) = file {
             let word = Word { text: file.to_string_lossy().into_owned(), start: 0, quoted: true };
             let loaded = workflow::load(self, &[word]);
-            outcome = self.settle(loaded, outcome)?.0;
+            outcome = Self::settle(loaded, outcome)?.0;
         }
         loop {
             self.interrupts.wait();
@@ -170,7 +170,7 @@ impl Repl<'_> {
                 }
             };
             let result = self.execute(&line);
-            let (new, leave) = self.settle(result, outcome)?;
+            let (new, leave) = Self::settle(result, outcome)?;
             outcome = new;
             // Whoever stops a run of a script means the script.
             if leave || (self.cancelled && !person) {
@@ -183,7 +183,7 @@ impl Repl<'_> {
     }
 
     /// Says what came of a command. Returns the exit code so far and whether it was the last command.
-    fn settle(&mut self, result: Result<Reply, Failure>, outcome: Exit) -> Result<(Exit, bool), CliError> {
+    fn settle(result: Result<Reply, Failure>, outcome: Exit) -> Result<(Exit, bool), CliError> {
         match result {
             Ok(reply) => {
                 reply.say()?;

@@ -18,7 +18,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Far more than anything here takes; only a program that hangs waits so long.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// A loop that is running, in a folder that is also its home.
 struct Talk {

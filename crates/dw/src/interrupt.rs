@@ -22,6 +22,6 @@ pub(crate) fn cancels(token: &CancellationToken, reporter: &Arc<Reporter>) -> Re
 }
 
 /// Calls something on Ctrl-C (and on a request to terminate). To be called once in the life of the program.
-pub(crate) fn listen(mut act: impl FnMut() + Send + 'static) -> Result<(), CliError> {
-    ctrlc::set_handler(move || act()).map_err(|error| CliError::Failed(format!("cannot listen for Ctrl-C: {error}")))
+pub(crate) fn listen(act: impl FnMut() + Send + 'static) -> Result<(), CliError> {
+    ctrlc::set_handler(act).map_err(|error| CliError::Failed(format!("cannot listen for Ctrl-C: {error}")))
 }

@@ -129,7 +129,7 @@ pub(super) fn clear(repl: &mut Repl<'_>, words: &[Word]) -> Result<Reply, Failur
     let mut text = String::new();
     for word in words {
         match repl.state.arguments.remove(&word.text) {
-            Some(_) => text += &format!("Cleared argument {}\n", word.text),
+            Some(_) => let _ = write!(text, "Cleared argument {}\n", word.text),
             None => return Err(Failure::usage(format!("Error: no value is set for '{}'", word.text))),
         }
     }

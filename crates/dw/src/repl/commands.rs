@@ -355,6 +355,7 @@ pub(super) fn members(group: Option<&Group>) -> impl Iterator<Item = &'static Co
 }
 
 /// `exit`.
+#[expect(clippy::unnecessary_wraps, reason = "all commands have this form")]
 fn leave(_: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> {
     Ok(Reply::leave())
 }

@@ -5,6 +5,7 @@
 //! defaults, each value as it would be typed.
 
 use std::{
+    fmt::Write as _,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -223,6 +224,7 @@ fn folder(text: &str) -> Result<PathBuf, String> {
 }
 
 /// Bytes of `6GB`, `1.5 GB`, `800MB`, `1000`; the inner none is `auto`.
+#[expect(clippy::option_option, reason = "no size, and no sense, are two things")]
 fn size(text: &str) -> Option<Option<u64>> {
     let text = text.trim().to_ascii_lowercase();
     if text == "auto" {
@@ -239,7 +241,7 @@ fn size(text: &str) -> Option<Option<u64>> {
         _ => return None,
     };
     let bytes = text[..digits].parse::<f64>().ok()? * unit;
-    (bytes >= 1.0 && bytes < 1e18).then_some(Some(bytes as u64))
+    (1.0..1e18).contains(&bytes).then_some(Some(bytes as u64))
 }
 
 /// Bytes as [`size`] reads them back.
@@ -308,10 +310,11 @@ impl Config {
 }
 
 /// `config show`.
+#[expect(clippy::unnecessary_wraps, reason = "all commands have this form")]
 pub(super) fn show(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> {
     let mut text = "Current configuration:\n".to_owned();
     for setting in SETTINGS {
-        text += &format!("  {}={}\n", setting.name, setting.value(&repl.config));
+        let _ = write!(text, "  {}={}\n", setting.name, setting.value(&repl.config));
     }
     Ok(Reply::answer(text))
 }
@@ -356,9 +359,9 @@ fn applied(repl: &mut Repl<'_>, setting: &Setting) -> Result<Reply, Failure> {
     let mut text = String::new();
     if setting.name == "log_level" {
         crate::logging::set_level(&value).map_err(Failure::usage)?;
-        text += &format!("Log level set to {value}\n");
+        let _ = write!(text, "Log level set to {value}\n");
     }
-    text += &format!("Set {}={value}\n", setting.name);
+    let _ = write!(text, "Set {}={value}\n", setting.name);
     if setting.of_worker {
         if repl.worker.is_running() {
             text += "The worker was ended, for the next run needs a fresh one\n";

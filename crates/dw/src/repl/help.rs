@@ -1,5 +1,7 @@
 //! `help` and `?`: the overview, a group, a command, and what a command's arguments can be.
 
+use std::fmt::Write as _;
+
 use crate::render::table::Table;
 
 use super::{
@@ -50,7 +52,7 @@ pub(super) fn help(repl: &mut Repl<'_>, words: &[Word]) -> Result<Reply, Failure
 pub(super) fn overview() -> String {
     let mut text = "Commands (`?` behind any of them says more, Tab completes)\n".to_owned();
     for group in GROUPS {
-        text += &format!("\n{}: {}\n", group.name, group.summary);
+        let _ = write!(text, "\n{}: {}\n", group.name, group.summary);
         text += &table(members(Some(group)));
     }
     text += "\nalso:\n";
@@ -81,7 +83,7 @@ pub(super) fn about_group(group: &'static Group) -> String {
 pub(super) fn about(command: &Command, arguments: &[Word], known: &Known) -> String {
     let mut text = format!("{}\n  {}\n", call(command), sentence(command.summary));
     if !command.details.is_empty() {
-        text += &format!("  {}\n", command.details);
+        let _ = write!(text, "  {}\n", command.details);
     }
     text + &values(command.takes, arguments, known)
 }

@@ -1,9 +1,11 @@
 //! Ctrl-C while a command works. In a run the first stops it at the next denoising step, the second ends
 //! the worker; the loop stays in both cases. At the prompt it is a key, not a signal, and not our business.
+//! A script ends with the first Ctrl-C: at once, or when the run has stopped.
 
 use std::{
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use dw_engine::worker::CancelSwitch;
@@ -14,16 +16,21 @@ use crate::{
     render::Reporter,
 };
 
+/// How long after the prompt a signal may still be that of a Ctrl-C before it, pressed once too often.
+const LATE: Duration = Duration::from_millis(500);
+
 /// What the handler finds when the signal comes. Clones share it.
-#[derive(Clone, Default)]
-pub(super) struct Interrupts(Arc<Mutex<Now>>);
+#[derive(Clone)]
+pub(super) struct Interrupts {
+    now: Arc<Mutex<Now>>,
+    /// Whether a person types the commands.
+    person: bool,
+}
 
 /// What the program is doing.
-#[derive(Default)]
 enum Now {
     /// Waiting for a line. A signal here is none of the keyboard: somebody asks the program to end.
-    #[default]
-    Waiting,
+    Waiting { since: Instant },
     /// Something that is done soon. One signal is passed over, a second ends the program.
     Busy { signals: u32 },
     /// A run.
@@ -31,6 +38,11 @@ enum Now {
 }
 
 impl Interrupts {
+    /// For a loop that a person types into, or for a script.
+    pub(super) fn new(person: bool) -> Self {
+        Self { now: Arc::new(Mutex::new(Now::Busy { signals: 0 })), person }
+    }
+
     /// Starts listening. To be called once in the life of the program.
     pub(super) fn listen(&self) -> Result<(), CliError> {
         let interrupts = self.clone();
@@ -39,9 +51,9 @@ impl Interrupts {
 
     fn signal(&self) {
         match &mut *self.now() {
-            Now::Waiting => process::exit(Exit::Cancelled as i32),
-            Now::Busy { signals: 1.. } => process::exit(Exit::Cancelled as i32),
-            Now::Busy { signals } => *signals += 1,
+            Now::Waiting { since } if self.person && since.elapsed() < LATE => {}
+            Now::Busy { signals: signals @ 0 } if self.person => *signals += 1,
+            Now::Waiting { .. } | Now::Busy { .. } => process::exit(Exit::Cancelled as i32),
             Now::Running { switch, reporter } if switch.is_cancelled() => {
                 switch.kill();
                 reporter.say("Ending the worker; the next run starts a fresh one.");
@@ -55,7 +67,7 @@ impl Interrupts {
 
     /// A line is being waited for.
     pub(super) fn wait(&self) {
-        *self.now() = Now::Waiting;
+        *self.now() = Now::Waiting { since: Instant::now() };
     }
 
     /// A command works.
@@ -70,7 +82,7 @@ impl Interrupts {
 
     /// Whatever a panic left is as good as before.
     fn now(&self) -> MutexGuard<'_, Now> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,9 +91,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_a_run_the_first_signal_cancels_and_elsewhere_one_is_passed_over() {
-        let interrupts = Interrupts::default();
+    fn in_a_run_the_first_signal_cancels_and_around_it_one_is_passed_over() {
+        let interrupts = Interrupts::new(true);
         interrupts.work();
+        interrupts.signal();
+        interrupts.wait();
         interrupts.signal();
         let (switch, reporter) = (CancelSwitch::default(), Arc::new(Reporter::silent()));
         interrupts.run(&switch, &reporter);

@@ -1,5 +1,7 @@
 //! `memory show`, `memory clear` and `models`: what is loaded, what it takes, and what there is to load.
 
+use std::fmt::Write as _;
+
 use std::path::Path;
 
 use dw_engine::{Engine, MemoryReport, worker::WorkerError};
@@ -97,7 +99,7 @@ pub(super) fn models(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> 
         for (name, size) in downloaded {
             table.row([format!("  {name}"), bytes(size)]);
         }
-        text += &format!("Downloaded, in {}:\n{}", cache.display(), table.render());
+        let _ = write!(text, "Downloaded, in {}:\n{}", cache.display(), table.render());
     }
     Ok(Reply::answer(text))
 }

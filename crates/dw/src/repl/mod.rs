@@ -82,7 +82,7 @@ pub(crate) fn repl(args: &ReplArgs, session: &Session) -> Result<Exit, CliError>
         .map_err(|error| CliError::Failed(format!("the program does not find itself: {error}")))?;
     let compute = args.compute.clone();
     let hire: Hire<'_> = Box::new(move |config| Box::new(Supervisor::new(launch(&program, &compute, config, session))));
-    let interrupts = Interrupts::default();
+    let interrupts = Interrupts::new(lines.is_terminal());
     interrupts.listen()?;
     let mut repl = Repl {
         session,
@@ -142,7 +142,7 @@ impl Repl<'_> {
         if let Some(file) = file {
             let word = Word { text: file.to_string_lossy().into_owned(), start: 0, quoted: true };
             let loaded = workflow::load(self, &[word]);
-            outcome = self.settle(loaded, outcome)?.0;
+            outcome = Self::settle(loaded, outcome)?.0;
         }
         loop {
             self.interrupts.wait();
@@ -163,7 +163,7 @@ impl Repl<'_> {
                 }
             };
             let result = self.execute(&line);
-            let (new, leave) = self.settle(result, outcome)?;
+            let (new, leave) = Self::settle(result, outcome)?;
             outcome = new;
             // Whoever stops a run of a script means the script.
             if leave || (self.cancelled && !person) {
@@ -176,7 +176,7 @@ impl Repl<'_> {
     }
 
     /// Says what came of a command. Returns the exit code so far and whether it was the last command.
-    fn settle(&mut self, result: Result<Reply, Failure>, outcome: Exit) -> Result<(Exit, bool), CliError> {
+    fn settle(result: Result<Reply, Failure>, outcome: Exit) -> Result<(Exit, bool), CliError> {
         match result {
             Ok(reply) => {
                 reply.say()?;

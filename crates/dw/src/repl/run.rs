@@ -29,6 +29,9 @@ use super::{
 /// The file in the output folder that holds the latest look at an unfinished picture.
 const PREVIEW_FILE: &str = "preview.png";
 
+/// Most log lines of a dead worker that are shown; the log file has all.
+const MOST_LAST_WORDS: usize = 6;
+
 /// Most pictures of a run that are shown.
 const MOST_SHOWN: usize = 4;
 
@@ -172,6 +175,7 @@ fn failure(repl: &mut Repl<'_>, error: WorkerError, record: &Record) -> Failure 
 }
 
 fn last_words(log_lines: &[String]) -> Vec<String> {
+    let log_lines = &log_lines[log_lines.len().saturating_sub(MOST_LAST_WORDS)..];
     let title = (!log_lines.is_empty()).then(|| "The last lines of the worker:".to_owned());
     title.into_iter().chain(log_lines.iter().map(|line| format!("  {}", text::printable(line)))).collect()
 }
@@ -203,6 +207,8 @@ impl<'a> Watch<'a> {
     fn take(&mut self, update: Update) {
         match update {
             Update::Event(event) => self.reporter.emit(event),
+            // That was said before the worker was started.
+            Update::Output(line) if line.starts_with("Executing workflow: ") => {}
             Update::Output(line) => self.say(&text::printable(&line)),
             Update::WorkflowLoaded { name } => {
                 tracing::info!("the worker has read {name}");

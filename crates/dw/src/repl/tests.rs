@@ -31,7 +31,8 @@ const WORKFLOW: &str = r#"{
         "arguments": { "qr_code_contents": "variable:text", "width": "variable:side", "height": "variable:side" }
       },
       "result": { "content_type": "image/png" }
-    }
+    },
+    { "name": "note", "task": { "command": "gather_inputs", "inputs": ["variable:sharp"] } }
   ]
 }"#;
 
@@ -161,7 +162,7 @@ impl Bench {
             worker: Box::new(worker.clone()),
             hire: Box::new(move |_| Box::new(worker.clone())),
             lines: Box::new(Script { input: answers.as_bytes(), number: 0 }),
-            interrupts: Interrupts::default(),
+            interrupts: Interrupts::new(false),
             cancelled: false,
         }
     }

@@ -1,6 +1,7 @@
 //! `workflow load`, `reload`, `status`, `restart` and `save`: which workflow is the current one.
 
 use std::{
+    fmt::Write as _,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -101,6 +102,7 @@ pub(super) fn replace(repl: &mut Repl<'_>, loaded: Loaded, mut reply: Reply) -> 
 }
 
 /// `workflow status`.
+#[expect(clippy::unnecessary_wraps, reason = "all commands have this form")]
 pub(super) fn status(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> {
     let mut text = match &repl.state.workflow {
         None => "No workflow currently loaded\n".to_owned(),
@@ -111,23 +113,22 @@ pub(super) fn status(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> 
         ),
     };
     if !repl.state.arguments.is_empty() {
-        text += &format!("Arguments: {} set\n", repl.state.arguments.len());
+        let _ = write!(text, "Arguments: {} set\n", repl.state.arguments.len());
     }
-    text += &format!("Seed: {}\n", results::seed_text(repl));
+    let _ = write!(text, "Seed: {}\n", results::seed_text(repl));
     text += &match (repl.worker.is_running(), repl.worker.process_id()) {
         (true, Some(id)) => format!("Worker: running, process {id}\n"),
         (true, None) => "Worker: running\n".to_owned(),
         (false, _) => "Worker: not running; the next run starts it\n".to_owned(),
     };
-    text += &format!(
-        "Finished in this session: {}, {}\n",
+    let _ = write!(text, "Finished in this session: {}, {}\n",
         count(repl.state.runs, "run"),
-        count(repl.state.outputs.len(), "file")
-    );
+        count(repl.state.outputs.len(), "file"));
     Ok(Reply::answer(text))
 }
 
 /// `workflow restart`.
+#[expect(clippy::unnecessary_wraps, reason = "all commands have this form")]
 pub(super) fn restart(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> {
     if !repl.worker.is_running() {
         return Ok(Reply::answer("No worker process running\nWorker will start on next run"));
@@ -188,12 +189,11 @@ fn with_values(repl: &Repl<'_>) -> Result<Value, Failure> {
 
 /// Sets a key; a new one goes before another, where a reader would look for it.
 fn insert_before(object: &mut Map<String, Value>, before: &str, key: &str, value: Value) {
-    match object.get_mut(key) {
-        Some(old) => *old = value,
-        None => {
-            let place = object.keys().position(|other| other == before).unwrap_or(object.len());
-            object.shift_insert(place, key.to_owned(), value);
-        }
+    if let Some(old) = object.get_mut(key) {
+        *old = value;
+    } else {
+        let place = object.keys().position(|other| other == before).unwrap_or(object.len());
+        object.shift_insert(place, key.to_owned(), value);
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Far more than anything here takes; only a program that hangs waits so long.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// A loop that is running, in a folder that is also its home.
 struct Talk {
@@ -78,25 +78,37 @@ impl Talk {
     /// Everything up to and including a line that says something.
     #[track_caller]
     fn until(&mut self, words: &str) -> String {
+        self.until_one_of(&[words])
+    }
+
+    /// Everything up to and including a line that says one of these things.
+    #[track_caller]
+    fn until_one_of(&mut self, choices: &[&str]) -> String {
         let mut heard = String::new();
         loop {
             let line = self.lines.recv_timeout(PATIENCE);
-            let line = line.unwrap_or_else(|_| panic!("no line says `{words}`; heard:\n{heard}"));
+            let line = line.unwrap_or_else(|_| panic!("no line says one of {choices:?}; heard:\n{heard}"));
             heard += &line;
             heard += "\n";
-            if line.contains(words) {
+            if choices.iter().any(|words| line.contains(words)) {
                 return heard;
             }
         }
     }
 
-    /// Everything that is said until all commands so far are done.
+    /// Everything that is said until all commands so far are done: until a last word came on both streams,
+    /// between which there is no order.
     #[track_caller]
     fn settle(&mut self) -> String {
         self.signs += 1;
         let unknown = format!("sign-{}", self.signs);
+        self.say("config set log_level info");
         self.say(&unknown);
-        self.until(&format!("Unknown command: {unknown}"))
+        let (answer, complaint) = ("Set log_level=INFO", format!("Unknown command: {unknown}"));
+        let mut heard = self.until_one_of(&[answer, &complaint]);
+        let missing = if heard.contains(answer) { &complaint } else { answer };
+        heard += &self.until(missing);
+        heard
     }
 
     /// Runs the workflow and hands out what was said.

@@ -125,12 +125,12 @@ const fn slot(name: &'static str, kind: Kind) -> Slot {
     Slot { name, kind }
 }
 
-/// The slots of a family after one more, which is loaded first.
-const fn with_slot<const N: usize, const M: usize>(slots: &[Slot; N], first: Slot) -> [Slot; M] {
-    let mut all = [first; M];
+/// The slots of a family and one more.
+const fn with_slot<const N: usize, const M: usize>(slots: &[Slot; N], last: Slot) -> [Slot; M] {
+    let mut all = [last; M];
     let mut at = 0;
     while at < N {
-        all[at + 1] = slots[at];
+        all[at] = slots[at];
         at += 1;
     }
     all
@@ -274,6 +274,7 @@ mod tests {
         assert_eq!(inpainting("FluxPipeline").as_deref(), Ok("FluxInpaintPipeline"));
         assert_eq!(inpainting("FluxFillPipeline").as_deref(), Ok("FluxFillPipeline"));
         assert_eq!(resolved("DiffusionPipeline", "FluxKontextPipeline").as_deref(), Ok("FluxKontextPipeline"));
+        assert_eq!(auto("StableDiffusion3InpaintPipeline").as_deref(), Ok("StableDiffusion3Pipeline"));
         let image = resolved("AutoPipelineForImage2Image", "StableDiffusionXLPipeline");
         assert_eq!(image.as_deref(), Ok("StableDiffusionXLImg2ImgPipeline"));
     }

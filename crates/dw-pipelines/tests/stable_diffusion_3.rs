@@ -100,7 +100,7 @@ fn inputs() -> [Tensor; 3] {
     [drawn(1, (2, 16, 8, 12)), drawn(2, (2, 45, 80)), drawn(3, (2, 64))]
 }
 
-fn input<'a>([sample, text, pooled]: &'a [Tensor; 3]) -> Sd3Input<'a> {
+fn input([sample, text, pooled]: &[Tensor; 3]) -> Sd3Input<'_> {
     Sd3Input {
         sample,
         timestep: 601.5,
@@ -561,7 +561,40 @@ fn text_encoders_that_are_missing_or_of_another_model_are_named() {
     });
     let mut request = self::request("StableDiffusion3Pipeline");
     request.components.insert("text_encoder_3".into(), component("T5EncoderModel", folder));
-    let mut pipeline = load(&request).expect("widths are compared in the call");
-    let message = run(&mut pipeline, &short(json!({})), 1).expect_err("too narrow").to_string();
+    let message = refused(&request);
     assert!(message.contains("`text_encoder_3`") && message.contains("48") && message.contains("80"), "{message}");
+}
+
+#[test]
+fn a_lora_changes_transformer_and_text_encoder_by_its_scale() {
+    let folder = MODELS.folder.path().join("lora");
+    fs_err::create_dir_all(&folder).expect("the folder is writable");
+    let modules = [
+        ("transformer.transformer_blocks.1.attn.add_k_proj", 32),
+        ("transformer.transformer_blocks.0.attn2.to_out.0", 32),
+        ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", 32),
+    ];
+    let pair = |(at, (module, size)): (usize, (&str, usize))| {
+        let down = (format!("{module}.lora_A.weight"), drawn(at as i128, (4, size)));
+        [down, (format!("{module}.lora_B.weight"), drawn(9 + at as i128, (size, 4)))]
+    };
+    let tensors = modules.into_iter().enumerate().flat_map(pair).collect();
+    candle_core::safetensors::save(&tensors, folder.join("lora.safetensors")).expect("the folder is writable");
+    let lora = LoraRequest {
+        source: ModelSource::Folder(folder),
+        weight_name: Some("lora.safetensors".into()),
+        subfolder: None,
+        adapter_name: "a".into(),
+        scale: 0.8,
+    };
+    let mut plain = load(&without_t5("StableDiffusion3Pipeline")).expect("the model is complete");
+    let adapted = PipelineRequest { loras: vec![lora], ..without_t5("StableDiffusion3Pipeline") };
+    let mut adapted = load(&adapted).expect("the LoRA fits");
+    let draw = |pipeline: &mut Pipeline, scale: f64| {
+        let call = short(json!({ "joint_attention_kwargs": { "scale": scale } }));
+        bytes(&run(pipeline, &call, 1).expect("the call is valid"))
+    };
+    let without = draw(&mut plain, 1.0);
+    assert_ne!(draw(&mut adapted, 1.0), without);
+    assert_eq!(draw(&mut adapted, 0.0), without);
 }

@@ -59,7 +59,7 @@ impl<'a> Prompts<'a> {
         };
         let nothing = Texts::One(String::new());
         let negative = Some(given.negative_prompt.as_ref().unwrap_or(&nothing));
-        let prompts = Self {
+        Ok(Self {
             parts,
             call,
             clip: clip_encoders(parts)?,
@@ -74,42 +74,7 @@ impl<'a> Prompts<'a> {
             .unwrap_or_default(),
             given: positive_given,
             negative_given,
-        };
-        prompts.check_widths()?;
-        Ok(prompts)
-    }
-
-    /// Refuses text encoders that were made for another transformer.
-    fn check_widths(&self) -> Result<()> {
-        let config = self.parts.sd3_transformer()?.config();
-        let mismatch = |name: &str, found: usize, wanted: usize, what: &str| {
-            Err(Error::Unsupported(format!(
-                "component `{name}` makes {found} features, but the transformer reads {what} of {wanted}; use the text \
-                 encoder that belongs to the model"
-            )))
-        };
-        if let Some(t5) = self.t5
-            && t5.model.config().d_model != config.joint_attention_dim
-        {
-            return mismatch("text_encoder_3", t5.model.config().d_model, config.joint_attention_dim, "text");
-        }
-        let Some([first, second]) = &self.clip else { return Ok(()) };
-        let (first, second) = (first.model.config(), second.model.config());
-        let hidden = first.hidden_size + second.hidden_size;
-        if hidden > config.joint_attention_dim {
-            return mismatch(
-                "text_encoder_2",
-                hidden,
-                config.joint_attention_dim,
-                "text, with that of `text_encoder`,",
-            );
-        }
-        let pooled = first.projection_dim + second.projection_dim;
-        if pooled != config.pooled_projection_dim {
-            let what = "pooled text, with that of `text_encoder`,";
-            return mismatch("text_encoder_2", pooled, config.pooled_projection_dim, what);
-        }
-        Ok(())
+        })
     }
 
     /// Positive and (when guided) negative embeddings, one row for each picture.
@@ -168,15 +133,12 @@ impl<'a> Prompts<'a> {
         let state = |output: &ClipTextOutput| Ok(hidden_state(output, skip + 1)?.to_dtype(dtype)?);
         let (mut states, mut pooled) = (Vec::new(), Vec::new());
         for ((texts, encoder), name) in texts.iter().zip(encoders).zip(["text_encoder", "text_encoder_2"]) {
-            let (of_tokens, of_text) = match chunks {
-                Some(chunks) => {
-                    let encoded = encoder.encode_weighted(texts, chunks, &state)?;
-                    (encoded.states, encoded.pooled)
-                }
-                None => {
-                    let output = encoder.encode(texts, truncations)?;
-                    (state(&output)?, output.text_embeds)
-                }
+            let (of_tokens, of_text) = if let Some(chunks) = chunks {
+                let encoded = encoder.encode_weighted(texts, chunks, &state)?;
+                (encoded.states, encoded.pooled)
+            } else {
+                let output = encoder.encode(texts, truncations)?;
+                (state(&output)?, output.text_embeds)
             };
             states.push(of_tokens);
             pooled.push(of_text.ok_or_else(|| {

@@ -17,7 +17,7 @@ use super::{
     components::Parts,
     control::ControlArguments,
     decode::Scaling,
-    flow::{FlowGeneration, ShiftArguments, is_dynamic, set_timesteps, shift_for},
+    flow::{FlowGeneration, ShiftArguments, check_flow, is_dynamic, set_timesteps, shift_for},
     guidance::Guidance,
     latent_control::{LatentControlCall, Rows},
     sd3_prompt::Prompts,
@@ -88,6 +88,7 @@ impl Default for Sd3Prompts {
 /// Skip-layer guidance: away from what the transformer predicts without some of its blocks.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the fields are named as the arguments are")]
 pub(crate) struct SkipLayerArguments {
     /// Blocks of the transformer, counted from 0, whose absence the result is guided away from; `[7, 8, 9]` for Stable
     /// Diffusion 3.5 medium. Needs `guidance_scale` above 1.
@@ -254,6 +255,7 @@ pub(crate) fn schedule(
 ) -> Result<Box<dyn Scheduler>> {
     let ShiftArguments { mu } = group(arguments)?;
     let mut scheduler = parts.scheduler.create()?;
+    check_flow(&*scheduler)?;
     let config = scheduler.config_json();
     let pixels = scale_factor(parts) * parts.denoiser()?.patch;
     let tokens = (size.0 / pixels) * (size.1 / pixels);

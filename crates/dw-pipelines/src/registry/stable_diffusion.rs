@@ -1,6 +1,6 @@
 //! The classes of Stable Diffusion 1.x, 2.x and XL.
 
-use super::{Family, Implementation, PipelineClass, Steering, Target, Task, slot};
+use super::{Family, Implementation, PipelineClass, Steering, Target, Task, slot, with_slot};
 use crate::pipelines::{
     loader::{Kind, Slot},
     stable_diffusion, stable_diffusion_controlnet, stable_diffusion_img2img, stable_diffusion_inpaint,
@@ -25,20 +25,11 @@ static STABLE_DIFFUSION_XL_SLOTS: [Slot; 7] = [
     slot("image_encoder", Kind::ClipVision),
 ];
 
-static STABLE_DIFFUSION_CONTROL_SLOTS: [Slot; 6] = with_controlnet(&STABLE_DIFFUSION_SLOTS);
+static STABLE_DIFFUSION_CONTROL_SLOTS: [Slot; 6] =
+    with_slot(&STABLE_DIFFUSION_SLOTS, slot("controlnet", Kind::ControlNet));
 
-static STABLE_DIFFUSION_XL_CONTROL_SLOTS: [Slot; 8] = with_controlnet(&STABLE_DIFFUSION_XL_SLOTS);
-
-/// The slots of a family and one for ControlNets.
-const fn with_controlnet<const N: usize, const M: usize>(slots: &[Slot; N]) -> [Slot; M] {
-    let mut all = [slot("controlnet", Kind::ControlNet); M];
-    let mut at = 0;
-    while at < N {
-        all[at] = slots[at];
-        at += 1;
-    }
-    all
-}
+static STABLE_DIFFUSION_XL_CONTROL_SLOTS: [Slot; 8] =
+    with_slot(&STABLE_DIFFUSION_XL_SLOTS, slot("controlnet", Kind::ControlNet));
 
 pub(super) static CLASSES: &[PipelineClass] = &[
     PipelineClass {

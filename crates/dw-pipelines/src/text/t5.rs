@@ -38,7 +38,7 @@ impl T5Tokenizer {
             tokenizer.token_to_id(token).ok_or_else(|| bad(files, &format!("the vocabulary has no token `{token}`")))
         };
         let (end, pad) = (id("eos_token", "</s>")?, id("pad_token", "<pad>")?);
-        Ok(Self { end, pad, tokenizer })
+        Ok(Self { tokenizer, end, pad })
     }
 
     /// The ids of `text`, an end mark and padding: `length` in all. Text that does not fit is cut off before the end

@@ -174,7 +174,7 @@ fn run(pipeline: &mut Pipeline, arguments: &Arguments) -> Result<Entry> {
 }
 
 fn message(pipeline: &mut Pipeline, arguments: &Arguments) -> String {
-    run(pipeline, arguments).err().expect("refused").to_string()
+    run(pipeline, arguments).expect_err("refused").to_string()
 }
 
 /// The latents of a call that asks for them.

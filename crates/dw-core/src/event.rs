@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::seed::Seed;
+use crate::{fit::FitPlan, seed::Seed};
 
 /// Something that happened. Serialised as `{"event": "denoise_step", …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,20 @@ pub enum Event {
         bytes: u64,
         /// Bytes in all.
         total: u64,
+    },
+    /// What the pipeline of a step will need of the device's memory; comes before anything is read.
+    FitPlan {
+        /// The numbers.
+        plan: FitPlan,
+    },
+    /// What the pipeline of a step needed.
+    MemoryUsed {
+        /// Where.
+        device: String,
+        /// Bytes in use at most while the step ran.
+        peak: u64,
+        /// Bytes that the plan said.
+        planned: u64,
     },
     /// Weights are being read.
     Loading {

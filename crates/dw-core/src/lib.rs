@@ -12,6 +12,7 @@ pub mod catalog;
 pub mod document;
 pub mod event;
 pub mod finding;
+pub mod fit;
 pub mod media;
 pub mod metadata;
 pub mod output;

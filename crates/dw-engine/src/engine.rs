@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub offline: bool,
     /// Noise as torch's CUDA generator draws it, instead of its CPU generator.
     pub cuda_noise: bool,
+    /// Loads what does not seem to fit into memory, too.
+    pub ignore_fit: bool,
 }
 
 /// One run.

@@ -10,6 +10,7 @@ mod engine;
 mod error;
 mod fetch;
 mod media;
+mod placement;
 mod pipelines;
 mod preview;
 mod run;

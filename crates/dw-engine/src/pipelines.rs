@@ -7,17 +7,19 @@ use candle_core::DType;
 use dw_core::{
     arguments::Arguments,
     artifact::Entry,
+    event::Event,
     plan::{PipelineStep, PlannedStep, ReferenceStep},
     seed::Seed,
     workflow::{
-        CacheType, Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, PipelineConfiguration, TeaCache,
-        TextualInversion,
+        CacheType, Component, Dtype, FromPretrained, IpAdapter, Lora, NumberOrText, PipelineConfiguration,
+        QuantizationConfig, TeaCache, TextualInversion,
     },
 };
 use dw_pipelines::{
     Error, Result,
     models::Reuse,
-    pipelines::{ComponentCache, Pipeline},
+    pipelines::{ComponentCache, Pipeline, memory::Gauge},
+    quant::QuantizationRequest,
     request::{
         ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
         PipelineRequest, SchedulerRequest, TextualInversionRequest,
@@ -27,7 +29,9 @@ use dw_pipelines::{
 use serde_json::Value;
 
 use crate::{
+    engine::Engine,
     error::EngineError,
+    placement,
     run::{Scope, Session, StepEvents, failed, pipeline_failed, stage},
 };
 
@@ -41,6 +45,8 @@ pub(crate) struct Facts {
 
 struct Loaded {
     pipeline: Pipeline,
+    /// Measures from before the pipeline was loaded.
+    gauge: Gauge,
     seed: Option<Seed>,
     facts: Facts,
 }
@@ -70,6 +76,13 @@ impl LoadedPipelines {
         loaded.pipeline.run(arguments, &mut call.generators, context)
     }
 
+    /// What the pipeline of a step needed since it was loaded, beside what was planned; none where nobody says.
+    pub(crate) fn memory_used(&self, step: &str) -> Option<Event> {
+        let loaded = self.0.get(step)?;
+        let fit = loaded.pipeline.fit();
+        Some(Event::MemoryUsed { device: fit.device.clone(), peak: loaded.gauge.peak()?, planned: fit.peak })
+    }
+
     /// Unloads the pipeline of a step, and its components from the cache.
     pub(crate) fn release(&mut self, step: &str, cache: &mut ComponentCache) {
         let Some(loaded) = self.0.remove(step) else { return };
@@ -90,8 +103,10 @@ impl Scope<'_> {
     ) -> std::result::Result<PipelineCall, EngineError> {
         let started = std::time::Instant::now();
         let events = StepEvents { step: label, inner: session.events };
-        let request = request(description, &self.plan.base_dir, session).map_err(|error| failed(label, "", error))?;
+        let request =
+            request(description, &self.plan.base_dir, session.engine).map_err(|error| failed(label, "", error))?;
         let context = Context { events: &events, cancel: session.cancel };
+        let gauge = Gauge::start(&request.device);
         // The step's earlier pipeline goes first, so that two never need to fit at once.
         self.pipelines.0.remove(&step.name);
         let mut pipeline = Pipeline::load(&request, &session.engine.hub, &mut session.engine.cache, context)
@@ -103,7 +118,7 @@ impl Scope<'_> {
         let seed = wants_generator.then(|| step.seed.clone().unwrap_or_else(|| self.seed.clone()));
         let facts = facts(description);
         let call = call(&step.name, seed.clone(), facts.clone(), session)?;
-        self.pipelines.0.insert(step.name.clone(), Loaded { pipeline, seed, facts });
+        self.pipelines.0.insert(step.name.clone(), Loaded { pipeline, gauge, seed, facts });
         Ok(call)
     }
 
@@ -202,11 +217,11 @@ fn facts(description: &PipelineStep) -> Facts {
     }
 }
 
-fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Result<PipelineRequest> {
+pub(crate) fn request(description: &PipelineStep, base_dir: &Path, engine: &Engine) -> Result<PipelineRequest> {
     let from = &description.from_pretrained;
     let device = match description.configuration.device.as_deref() {
         Some(name) => dw_pipelines::device::pick(Some(name))?,
-        None => session.engine.device.clone(),
+        None => engine.device.clone(),
     };
     let mut components = BTreeMap::new();
     for name in &description.omitted {
@@ -236,6 +251,7 @@ fn request(description: &PipelineStep, base_dir: &Path, session: &Session) -> Re
         textual_inversions: description.textual_inversions.iter().map(|spec| learned(spec, base_dir)).collect(),
         prompt_weighting: description.configuration.prompt_weighting.unwrap_or(false),
         ip_adapters: description.ip_adapters.iter().map(|spec| ip_adapter(spec, base_dir)).collect::<Result<_>>()?,
+        memory: placement::request(&description.configuration, &description.arguments, engine.config.ignore_fit)?,
     })
 }
 
@@ -247,6 +263,17 @@ fn component(spec: &Component, base_dir: &Path) -> Result<ComponentRequest> {
         subfolder: from.subfolder.clone(),
         variant: from.variant.clone(),
         dtype: from.torch_dtype.as_deref().map(dtype).transpose()?.flatten(),
+        quantization: spec.quantization_config.as_ref().map(quantization).transpose()?,
+    })
+}
+
+fn quantization(spec: &QuantizationConfig) -> Result<QuantizationRequest> {
+    let named =
+        ["compute_dtype", "bnb_4bit_compute_dtype"].into_iter().find_map(|name| spec.arguments.get(name)?.as_str());
+    Ok(QuantizationRequest {
+        class: spec.configuration.config_type.clone(),
+        arguments: spec.arguments.clone(),
+        compute_dtype: named.map(dtype).transpose()?.flatten(),
     })
 }
 
@@ -267,7 +294,7 @@ fn source(from: &FromPretrained, base_dir: &Path) -> Result<ModelSource> {
 }
 
 /// The type that `torch_dtype` names; none for `auto`.
-fn dtype(name: &str) -> Result<Option<DType>> {
+pub(crate) fn dtype(name: &str) -> Result<Option<DType>> {
     match Dtype::parse(name) {
         Some(Dtype::F32) => Ok(Some(DType::F32)),
         Some(Dtype::F16) => Ok(Some(DType::F16)),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use dw_core::{
     cancel::CancellationToken,
     event::Silent,
+    fit::FitPlan,
     output::{SaveSpec, StepLabel, file_name},
     plan::{Action, PipelineStep, PlannedStep, TaskInput, WorkflowSource},
     references,
@@ -12,12 +13,16 @@ use dw_core::{
 };
 use dw_pipelines::{
     hub::Hub,
+    pipelines::Pipeline,
     request::{Context, ModelSource},
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::engine::{Engine, PlannedRun};
+use crate::{
+    engine::{Engine, PlannedRun},
+    pipelines,
+};
 
 /// What a run would do, as far as it is known before anything is loaded.
 #[derive(Clone, Debug, Serialize)]
@@ -43,6 +48,8 @@ pub struct StepPreview {
     pub iterations: Option<usize>,
     /// Names of the files it would write, as far as they are known.
     pub files: Vec<PathBuf>,
+    /// What its pipeline will need of the device's memory, when its files are on this machine.
+    pub fit: Option<FitPlan>,
 }
 
 /// A model that a step would load.
@@ -88,7 +95,21 @@ impl Engine {
             }
         };
         let files = files(step, &planned.plan.id, calls);
-        StepPreview { step: step.name.clone(), action, models, iterations: calls, files }
+        let fit = match &step.action {
+            Action::Pipeline(pipeline) => self.fit(pipeline, &planned.plan.base_dir),
+            Action::Reference(_) | Action::Task(_) | Action::Workflow(_) => None,
+        };
+        StepPreview { step: step.name.clone(), action, models, iterations: calls, files, fit }
+    }
+
+    /// The memory that a pipeline will need; none when its files are not on this machine, or components come from
+    /// earlier steps.
+    fn fit(&self, step: &PipelineStep, base_dir: &Path) -> Option<FitPlan> {
+        let cancel = CancellationToken::default();
+        let context = Context { events: &Silent, cancel: &cancel };
+        let hub = Hub { offline: true, ..self.hub.clone() };
+        let request = pipelines::request(step, base_dir, self).ok()?;
+        Pipeline::plan(&request, &hub, &self.cache, context).ok()
     }
 
     /// The model of a pipeline step and whatever it takes from elsewhere.

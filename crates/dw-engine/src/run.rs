@@ -149,6 +149,9 @@ impl<'p> Scope<'p> {
                 .map_err(|error| failed(&label, &place, error))?;
             entries.extend(fresh);
         }
+        if let (Action::Pipeline(_), Some(used)) = (&step.action, self.pipelines.memory_used(&step.name)) {
+            session.events.emit(used);
+        }
         let seed = runner.seed.clone();
         let seconds = started.elapsed().as_secs_f64();
         session.events.emit(Event::StepFinished { step: label, seconds, seed });

@@ -30,6 +30,11 @@ pub struct DeviceStatus {
 /// The devices and model folders that this build sees here.
 pub fn surroundings() -> Surroundings {
     let hub = Hub::from_env(false);
-    let devices = device::available().into_iter().map(|name| DeviceStatus { name, memory: None }).collect();
+    let memory = |name: &str| {
+        let device = device::pick(Some(name)).ok().filter(|device| !device.is_cpu())?;
+        device::memory(&device).map(|memory| (memory.free, memory.free + memory.in_use))
+    };
+    let status = |name: String| DeviceStatus { memory: memory(&name), name };
+    let devices = device::available().into_iter().map(status).collect();
     Surroundings { devices, model_cache: hub.cache, has_token: hub.token.is_some(), offline: hub.offline }
 }

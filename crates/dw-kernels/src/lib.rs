@@ -1,5 +1,5 @@
-//! Fast operations that candle lacks on the CPU: convolution, group normalisation, attention and the
-//! elementwise functions of diffusion models, for f32 tensors in host memory.
+//! Fast operations that candle lacks on the CPU: convolution, group normalisation, attention, the elementwise
+//! functions of diffusion models and the merging of thin products, for tensors in host memory.
 //!
 //! Every function takes any tensor. Those it has no fast path for (another device, another type) go
 //! through candle's own operations, so callers need not choose. Which instructions are used is decided
@@ -9,7 +9,9 @@
 mod activation;
 mod attention;
 mod conv;
+mod decode;
 mod host;
+mod low_rank;
 mod matrix;
 mod norm;
 mod simd;
@@ -20,5 +22,7 @@ mod testing;
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::attention;
 pub use conv::{ConvWeights, conv2d};
+pub use decode::tensor_from_bytes;
+pub use low_rank::{ThinProduct, add_products};
 pub use norm::group_norm;
 pub use softmax::softmax;

@@ -69,6 +69,73 @@ fn unknown(name: &str) -> Error {
     Error::Unsupported(format!("there is no device `{name}`; use `cpu`, `cuda`, `cuda:1` or `metal`"))
 }
 
+/// The memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// In use: by this program on a CPU, by all on a GPU.
+    pub in_use: u64,
+    /// What can still be used.
+    pub free: u64,
+}
+
+/// The memory of `device`; none where the system does not say.
+pub fn memory(device: &Device) -> Option<DeviceMemory> {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => host_memory(),
+        candle_core::DeviceLocation::Cuda { .. } => cuda_memory(device),
+        candle_core::DeviceLocation::Metal { .. } => None,
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_memory(device: &Device) -> Option<DeviceMemory> {
+    use candle_core::cuda_backend::cudarc::driver::result;
+    device.as_cuda_device().ok()?.cuda_stream().context().bind_to_thread().ok()?;
+    let (free, total) = result::mem_get_info().ok()?;
+    Some(DeviceMemory { in_use: (total - free) as u64, free: free as u64 })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_memory(_: &Device) -> Option<DeviceMemory> {
+    None
+}
+
+/// Host memory as Linux tells it, with the limit of a container where there is one.
+fn host_memory() -> Option<DeviceMemory> {
+    let free = kilobytes(&read("/proc/meminfo")?, "MemAvailable:")?;
+    let in_use = kilobytes(&read("/proc/self/status")?, "VmRSS:")?;
+    Some(DeviceMemory { in_use, free: container_free().map_or(free, |bytes| bytes.min(free)) })
+}
+
+/// What is left of the limit of a Linux control group; what is cached there makes room when needed.
+fn container_free() -> Option<u64> {
+    let limit: u64 = read("/sys/fs/cgroup/memory.max")?.trim().parse().ok()?;
+    let used: u64 = read("/sys/fs/cgroup/memory.current")?.trim().parse().ok()?;
+    let statistics = read("/sys/fs/cgroup/memory.stat")?;
+    let cached = statistics.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok());
+    Some((limit + cached.unwrap_or(0)).saturating_sub(used))
+}
+
+/// The most host memory that this program had in use since [`reset_peak`], or since it began.
+pub(crate) fn host_peak() -> Option<u64> {
+    kilobytes(&read("/proc/self/status")?, "VmHWM:")
+}
+
+/// Begins a new measurement for [`host_peak`]; false where that cannot be done.
+pub(crate) fn reset_peak() -> bool {
+    fs_err::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+fn read(path: &str) -> Option<String> {
+    fs_err::read_to_string(path).ok()
+}
+
+/// Bytes from a line like `VmRSS:   1024 kB`.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +145,14 @@ mod tests {
         assert!(pick(Some("cpu")).expect("cpu").is_cpu());
         assert!(pick(Some(" CPU ")).expect("cpu").is_cpu());
         assert_eq!(name(&Device::Cpu), "cpu");
+    }
+
+    #[test]
+    fn memory_is_read_as_linux_writes_it() {
+        let text = "MemTotal:       16 kB\nMemAvailable:    8 kB\nHugePages_Total: 0\n";
+        assert_eq!(kilobytes(text, "MemAvailable:"), Some(8192));
+        assert_eq!(kilobytes(text, "HugePages_Total:"), None);
+        assert_eq!(kilobytes(text, "Missing:"), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod hub;
 pub mod models;
 pub mod nn;
 pub mod pipelines;
+pub mod quant;
 pub mod registry;
 pub mod request;
 pub mod rng;

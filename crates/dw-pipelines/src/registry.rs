@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::{
     Error, Result,
+    adapters::lora::Denoiser,
     pipelines::{
         Surroundings,
         arguments::{closest, merged_schema},
@@ -104,6 +105,15 @@ pub(crate) enum Family {
 }
 
 impl Family {
+    /// What removes the noise in its models.
+    pub(crate) fn denoiser(self) -> Denoiser {
+        match self {
+            Self::StableDiffusion | Self::StableDiffusionXl => Denoiser::Unet,
+            Self::StableDiffusion3 => Denoiser::StableDiffusion3,
+            Self::Flux => Denoiser::Flux,
+        }
+    }
+
     /// The family of the class in a `model_index.json`, whatever the class does with the model.
     fn of(class: &str) -> Option<Self> {
         let is_other = ["StableDiffusionUpscale", "StableDiffusionLatentUpscale", "StableDiffusionDepth"];

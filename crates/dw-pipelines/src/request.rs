@@ -1,5 +1,7 @@
 //! What the caller asks for: which pipeline class, from where, with which parts replaced.
 
+mod memory;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -9,7 +11,8 @@ use candle_core::{DType, Device};
 use dw_core::{cancel::CancellationToken, event::EventSink};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+pub use self::memory::{CallSize, ComponentMemory, MemoryRequest, Offload, Paging, TilingRequest};
+use crate::{Error, Result, quant::QuantizationRequest};
 
 /// Where a model's files come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +117,8 @@ pub struct ComponentRequest {
     pub variant: Option<String>,
     /// The type its weights are converted to; the pipeline's when none.
     pub dtype: Option<DType>,
+    /// How its layers are stored; as the files store them when none.
+    pub quantization: Option<QuantizationRequest>,
 }
 
 /// What to do with one component of a pipeline.
@@ -175,21 +180,29 @@ pub enum IpAdapterScale {
     Everywhere(f64),
     /// By block of the UNet: `{"down": {"block_2": [0.0, 1.0]}, "mid": 1.0, "up": 0.5}`; what is not named is 0.
     ByBlock(Map<String, Value>),
+    /// A number for each transformer of a UNet that sees the text, or each block of a diffusion transformer, in the
+    /// order in which they are evaluated.
+    ByLayer(Vec<f64>),
 }
 
 impl IpAdapterScale {
-    /// Reads a number (or text that holds one), an object by block, or a list with one such entry; null is 1.
+    /// Reads a number (or text that holds one), an object by block, or a list: of one such entry, which is the list
+    /// of a single adapter in the reference, or of a number for each layer, alone or in a list of its own; null is 1.
     pub fn from_json(value: &Value) -> Result<Self> {
         let wrong = || Error::Argument {
             name: "ip_adapter.scale".into(),
-            reason: format!("must be a number, numbers by block, or a list with one of them, found `{value}`"),
+            reason: format!(
+                "must be a number, numbers by block, a list with one of them, or a list of one number for each layer, \
+                 found `{value}`; each of several adapters has a `scale` of its own"
+            ),
         };
         match value {
             Value::Null => Ok(Self::Everywhere(1.0)),
             Value::Object(blocks) => Ok(Self::ByBlock(blocks.clone())),
             Value::Array(list) => match list.as_slice() {
+                [Value::Array(layers)] if !layers.iter().any(Value::is_array) => Self::by_layer(layers, wrong),
                 [one] if !one.is_array() => Self::from_json(one),
-                _ => Err(wrong()),
+                layers => Self::by_layer(layers, wrong),
             },
             Value::String(text) => {
                 let number = text.trim().parse().ok().filter(|number: &f64| number.is_finite());
@@ -197,6 +210,11 @@ impl IpAdapterScale {
             }
             other => other.as_f64().map(Self::Everywhere).ok_or_else(wrong),
         }
+    }
+
+    fn by_layer(layers: &[Value], wrong: impl Fn() -> Error) -> Result<Self> {
+        let numbers: Option<Vec<f64>> = layers.iter().map(Value::as_f64).collect();
+        numbers.filter(|numbers| !numbers.is_empty()).map(Self::ByLayer).ok_or_else(wrong)
     }
 }
 
@@ -241,6 +259,8 @@ pub struct PipelineRequest {
     pub prompt_weighting: bool,
     /// IP-Adapters; a call shows each of them pictures.
     pub ip_adapters: Vec<IpAdapterRequest>,
+    /// Where components rest, when they move, and what else saves memory.
+    pub memory: MemoryRequest,
 }
 
 /// What goes with every long call: where events go and whether somebody asked to stop.
@@ -254,6 +274,8 @@ pub struct Context<'a> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -272,6 +294,21 @@ mod tests {
         let hub = ModelSource::Hub { repo: "owner/name".into(), revision: Some("v1".into()) };
         assert_eq!(ModelSource::named("owner/name", Some("v1"), base), hub);
         assert_eq!(ModelSource::named("builtin:landscapes", None, base), ModelSource::Builtin("landscapes".into()));
+    }
+
+    #[test]
+    fn the_scale_of_an_ip_adapter_is_read_in_every_form_of_the_reference() {
+        let read = |value| IpAdapterScale::from_json(&value).map_err(|error| error.to_string());
+        let blocks = json!({ "up": { "block_0": [0.0, 1.0, 0.0] } });
+        let Value::Object(by_block) = blocks.clone() else { panic!("an object") };
+        assert_eq!(read(json!([0.4])), Ok(IpAdapterScale::Everywhere(0.4)));
+        assert_eq!(read(json!([blocks])), Ok(IpAdapterScale::ByBlock(by_block)));
+        assert_eq!(read(json!([0.1, 1])), Ok(IpAdapterScale::ByLayer(vec![0.1, 1.0])));
+        assert_eq!(read(json!([[0.1, 1]])), Ok(IpAdapterScale::ByLayer(vec![0.1, 1.0])));
+        assert_eq!(read(json!("0.5")), Ok(IpAdapterScale::Everywhere(0.5)));
+        for wrong in [json!([]), json!([[]]), json!([0.1, { "mid": 1 }]), json!([[0.1], [0.2]]), json!(true)] {
+            assert!(read(wrong.clone()).expect_err("no scale").contains("of its own"), "{wrong}");
+        }
     }
 
     #[test]

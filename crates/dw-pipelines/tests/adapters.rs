@@ -19,7 +19,7 @@ use dw_pipelines::{
     Result,
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{Context, LoraRequest, ModelSource, PipelineRequest, TextualInversionRequest},
+    request::{Context, LoraRequest, MemoryRequest, ModelSource, PipelineRequest, TextualInversionRequest},
     rng::{Generators, NoiseDialect},
     text::ClipTokenizer,
 };
@@ -64,6 +64,7 @@ fn xl(loras: Vec<LoraRequest>) -> PipelineRequest {
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     }
 }
 

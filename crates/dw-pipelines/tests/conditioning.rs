@@ -17,7 +17,9 @@ use dw_pipelines::{
     Result,
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, Context, IpAdapterRequest, IpAdapterScale, ModelSource, PipelineRequest},
+    request::{
+        ComponentChoice, Context, IpAdapterRequest, IpAdapterScale, MemoryRequest, ModelSource, PipelineRequest,
+    },
     rng::{Generators, NoiseDialect},
 };
 use image::{DynamicImage, Rgb, RgbImage};
@@ -40,6 +42,7 @@ fn request(class: &str, name: &str) -> PipelineRequest {
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     }
 }
 

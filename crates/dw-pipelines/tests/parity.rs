@@ -19,8 +19,8 @@ use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, ModelSource,
-        PipelineRequest, SchedulerRequest, TextualInversionRequest,
+        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, MemoryRequest,
+        ModelSource, PipelineRequest, SchedulerRequest, TextualInversionRequest,
     },
     rng::{Generators, NoiseDialect},
     weights::Weights,
@@ -109,6 +109,7 @@ impl Stage<'_> {
             subfolder: None,
             variant: None,
             dtype: None,
+            quantization: None,
         };
         let list = |given: &Value| match given {
             Value::Array(list) => list.iter().map(component).collect(),
@@ -144,6 +145,7 @@ impl Stage<'_> {
             textual_inversions: self.textual_inversions(),
             prompt_weighting: false,
             ip_adapters: self.ip_adapter().into_iter().collect(),
+            memory: MemoryRequest::default(),
         }
     }
 

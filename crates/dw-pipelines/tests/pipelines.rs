@@ -18,7 +18,9 @@ use dw_pipelines::{
     Error, Result,
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, ModelSource, PipelineRequest, SchedulerRequest},
+    request::{
+        ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest, SchedulerRequest,
+    },
     rng::{Generator, Generators, NoiseDialect},
 };
 use image::DynamicImage;
@@ -45,6 +47,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     }
 }
 
@@ -59,6 +62,7 @@ fn component(class: &str, folder: PathBuf) -> ComponentChoice {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     }])
 }
 
@@ -644,6 +648,7 @@ fn controlled(class: &str, nets: &[(&str, &str)]) -> PipelineRequest {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     };
     let mut request = request(class, ModelSource::Folder(model("sdxl")));
     request.components.insert("controlnet".into(), ComponentChoice::Load(nets.iter().map(net).collect()));

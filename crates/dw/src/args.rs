@@ -123,6 +123,9 @@ pub(crate) struct ComputeArgs {
     /// Never ask the network: use only models that are on this machine
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Load models even when there does not seem to be enough memory
+    #[arg(long)]
+    pub(crate) ignore_fit: bool,
 }
 
 /// Where a run's files go and how it reports, shared by `run` and `rerun`.
@@ -251,12 +254,25 @@ pub(crate) struct RerunArgs {
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
     /// The workflow, a JSON file; `-` reads it from standard input
-    pub(crate) file: PathBuf,
+    #[arg(required_unless_present = "random_weights")]
+    pub(crate) file: Option<PathBuf>,
     /// Values for the workflow's variables
     #[arg(value_name = "NAME=VALUE")]
     pub(crate) variables: Vec<OsString>,
+    /// Measure a pipeline class in full size with random weights instead of a workflow
+    #[arg(
+        long,
+        value_name = "CLASS",
+        long_help = "Measure a pipeline class in full size with random weights instead of a workflow: its publisher's \
+        configurations, weights made on the spot. Variables: prompt, height, width, num_inference_steps (4), \
+        guidance_scale, torch_dtype (torch.float32)."
+    )]
+    pub(crate) random_weights: Option<String>,
+    /// Keys of the pipeline's `configuration` for --random-weights, as a JSON object
+    #[arg(long, value_name = "JSON", requires = "random_weights")]
+    pub(crate) configuration: Option<String>,
     /// How many warm runs follow the first, cold one
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(crate) runs: u32,
     /// Print JSON instead of a table
     #[arg(long)]

@@ -62,6 +62,7 @@ impl Session {
             device: device.and_then(|choice| choice.name()),
             offline: compute.offline,
             cuda_noise: self.settings.settings.cuda_noise,
+            ignore_fit: compute.ignore_fit || self.settings.settings.ignore_fit,
         };
         tracing::info!(?config, "starting the engine");
         Engine::new(config).map_err(|error| CliError::Failed(error.to_string()))

@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) device: Option<DeviceChoice>,
     /// `cuda_noise`: draw noise as torch's CUDA generator does, not as its CPU generator.
     pub(crate) cuda_noise: bool,
+    /// `ignore_fit`: load models even when there does not seem to be enough memory.
+    pub(crate) ignore_fit: bool,
 }
 
 /// The settings in force and where they came from.
@@ -99,6 +101,7 @@ fn parse(text: &str) -> (Settings, Vec<String>) {
         log_to_console: keys.read("log_to_console", "true or false", Value::as_bool).unwrap_or_default(),
         device: keys.read("device", "cpu, cuda, cuda:N, metal or auto", |value| value.as_str()?.parse().ok()),
         cuda_noise: keys.read("cuda_noise", "true or false", Value::as_bool).unwrap_or_default(),
+        ignore_fit: keys.read("ignore_fit", "true or false", Value::as_bool).unwrap_or_default(),
     };
     (settings, warnings)
 }
@@ -139,6 +142,7 @@ mod tests {
                 log_to_console: true,
                 device: Some(DeviceChoice::Named("cuda:1".into())),
                 cuda_noise: false,
+                ignore_fit: false,
             }
         );
     }

@@ -33,6 +33,7 @@ const HINTS: &[&str] = &[
     "/configuration/sdnq_optimize",
     "/configuration/teacache",
     "/configuration/transformer/attn_processor_type",
+    "/configuration/transformer/enable_forward_chunking",
     "/configuration/unet/attn_processor_type",
     "/configuration/unet/enable_forward_chunking",
     "/configuration/vae/enable_slicing",
@@ -61,6 +62,33 @@ pub(super) fn check(report: &mut Report, catalog: &Catalog, pipeline: &Value, po
         }
     }
     check_quantization(report, catalog, pipeline, pointer);
+    check_placements(report, pipeline, pointer);
+}
+
+/// Keys inside an entry of `configuration.components` that change the component, or its speed alone.
+const OF_PLACEMENTS: [(&str, bool); 4] =
+    [("truncate_layers", true), ("remove_modules", true), ("attention_backend", false), ("compile", false)];
+
+/// What is said of single components beyond where they are.
+fn check_placements(report: &mut Report, pipeline: &Value, pointer: &str) {
+    let place = "/configuration/components";
+    for (name, placement) in pipeline.pointer(place).and_then(Value::as_object).into_iter().flatten() {
+        for (key, changes_result) in OF_PLACEMENTS {
+            if !is_asked(placement.get(key)) {
+                continue;
+            }
+            let pointer = child_pointer(&child_pointer(&format!("{pointer}{place}"), name), key);
+            let what = format!("`configuration.components.{name}.{key}`");
+            if changes_result {
+                let message = format!("this build of dw does not take components apart ({what})");
+                report.unsupported("unsupported-feature", &pointer, message).remedy =
+                    Some("remove it to run the whole component".into());
+            } else {
+                let message = format!("{what} has no effect in this build; only memory and speed differ");
+                report.warning("no-effect", &pointer, message);
+            }
+        }
+    }
 }
 
 /// Quantized components give other pictures than plain ones.

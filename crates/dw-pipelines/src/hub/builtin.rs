@@ -10,6 +10,8 @@ pub struct BuiltinModel {
     /// What it can draw, in a sentence.
     pub summary: &'static str,
     files: &'static [(&'static str, &'static [u8])],
+    /// Whether it has configurations only, and weights are made up when they are read.
+    pub is_random: bool,
 }
 
 impl BuiltinModel {
@@ -48,7 +50,100 @@ static MODELS: [BuiltinModel; 1] = [BuiltinModel {
             "vae/diffusion_pytorch_model.safetensors",
         ]
     ),
+    is_random: false,
 }];
+
+/// Pairs of a path inside a model and the file of `builtin/random/` that stands there.
+macro_rules! shared {
+    ($($path:literal: $file:literal),+ $(,)?) => {
+        &[$((
+            $path,
+            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/builtin/random/", $file)).as_slice(),
+        )),+]
+    };
+}
+
+/// Models of full size without trained weights, each under the class that runs it: the configurations that their
+/// publishers give, and a tokenizer that spells.
+static RANDOM_MODELS: [BuiltinModel; 4] = [
+    BuiltinModel {
+        name: "random/StableDiffusionPipeline",
+        summary: "Stable Diffusion 1.5 in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "stable-diffusion/model_index.json",
+            "scheduler/scheduler_config.json": "stable-diffusion/scheduler.json",
+            "text_encoder/config.json": "clip_l.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "unet/config.json": "stable-diffusion/unet.json",
+            "vae/config.json": "stable-diffusion/vae.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "random/StableDiffusionXLPipeline",
+        summary: "Stable Diffusion XL in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "stable-diffusion-xl/model_index.json",
+            "scheduler/scheduler_config.json": "stable-diffusion-xl/scheduler.json",
+            "text_encoder/config.json": "clip_l.json",
+            "text_encoder_2/config.json": "clip_big_g.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer_2/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer_2/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "unet/config.json": "stable-diffusion-xl/unet.json",
+            "vae/config.json": "stable-diffusion-xl/vae.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "random/StableDiffusion3Pipeline",
+        summary: "Stable Diffusion 3.5 large in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "stable-diffusion-3/model_index.json",
+            "scheduler/scheduler_config.json": "stable-diffusion-3/scheduler.json",
+            "text_encoder/config.json": "clip_l_projected.json",
+            "text_encoder_2/config.json": "clip_big_g.json",
+            "text_encoder_3/config.json": "t5_xxl.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer_2/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer_2/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_3/tokenizer.json": "t5_tokenizer.json",
+            "transformer/config.json": "stable-diffusion-3/transformer.json",
+            "vae/config.json": "stable-diffusion-3/vae.json",
+        ),
+        is_random: true,
+    },
+    BuiltinModel {
+        name: "random/FluxPipeline",
+        summary: "Flux dev in full size with random weights, to measure with",
+        files: shared!(
+            "model_index.json": "flux/model_index.json",
+            "scheduler/scheduler_config.json": "flux/scheduler.json",
+            "text_encoder/config.json": "clip_l.json",
+            "text_encoder_2/config.json": "t5_xxl.json",
+            "tokenizer/vocab.json": "clip_tokenizer/vocab.json",
+            "tokenizer/merges.txt": "clip_tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json": "clip_tokenizer/tokenizer_config.json",
+            "tokenizer_2/tokenizer.json": "t5_tokenizer.json",
+            "transformer/config.json": "flux/transformer.json",
+            "vae/config.json": "flux/vae.json",
+        ),
+        is_random: true,
+    },
+];
+
+/// The models with random weights.
+pub fn random_models() -> &'static [BuiltinModel] {
+    &RANDOM_MODELS
+}
 
 /// Every model inside the program.
 pub fn builtin_models() -> &'static [BuiltinModel] {
@@ -58,7 +153,7 @@ pub fn builtin_models() -> &'static [BuiltinModel] {
 /// The model called `name`, with or without the prefix `builtin:`.
 pub(super) fn find(name: &str) -> Result<&'static BuiltinModel> {
     let bare = name.strip_prefix("builtin:").unwrap_or(name);
-    MODELS.iter().find(|model| model.name == bare).ok_or_else(|| {
+    MODELS.iter().chain(&RANDOM_MODELS).find(|model| model.name == bare).ok_or_else(|| {
         let known: Vec<String> = MODELS.iter().map(|model| format!("`builtin:{}`", model.name)).collect();
         Error::Source(format!("there is no built-in model `{bare}`; there is {}", known.join(", ")))
     })

@@ -12,20 +12,22 @@ use std::{
     borrow::Cow,
     env,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use dw_core::document::with_finite_numbers;
 use serde_json::Value;
 
-pub use builtin::{BuiltinModel, builtin_models};
+pub use builtin::{BuiltinModel, builtin_models, random_models};
 pub use remote::HubModel;
 pub use single_file::SingleFileModel;
 
 use crate::{
     Error, Result,
+    quant::Scheme,
     request::{Context, ModelSource},
     text::TokenizerFiles,
-    weights::{folder, single_file::CheckpointPart},
+    weights::{self, Listed, folder, single_file::CheckpointPart},
 };
 
 /// The hub's address when `HF_ENDPOINT` does not name another.
@@ -133,6 +135,13 @@ pub enum WeightFiles {
     },
     /// One component of a checkpoint in a single file.
     Part(CheckpointPart),
+    /// Tensors that are in no file: a component of a model of full size for measuring.
+    Random {
+        /// What messages call it.
+        name: String,
+        /// Names and shapes; they follow from the configuration and are filled in by the loader.
+        tensors: Arc<Vec<(String, Vec<usize>)>>,
+    },
 }
 
 impl WeightFiles {
@@ -142,6 +151,28 @@ impl WeightFiles {
             Self::Disk(files) => files.iter().map(|file| Ok(fs_err::metadata(file)?.len())).sum(),
             Self::Memory { bytes, .. } => Ok(bytes.len() as u64),
             Self::Part(part) => Ok(part.bytes()),
+            Self::Random { tensors, .. } => {
+                Ok(tensors.iter().map(|(_, dims)| 2 * dims.iter().product::<usize>() as u64).sum())
+            }
+        }
+    }
+
+    /// The tensors that the headers list, under canonical names. `scheme` says how layers are to be stored.
+    pub(crate) fn list(&self, scheme: Option<&Scheme>) -> Result<Vec<Listed>> {
+        match self {
+            Self::Disk(files) => weights::list_files(files, scheme),
+            Self::Memory { name, bytes } => weights::list_bytes(bytes, name, scheme),
+            Self::Part(part) => weights::list_part(part, scheme),
+            Self::Random { tensors, .. } => Ok(weights::list_random(tensors, scheme)),
+        }
+    }
+
+    /// Whether they are in a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        match self {
+            Self::Disk(files) => files.iter().any(|file| has_gguf_ending(file)),
+            Self::Memory { .. } | Self::Random { .. } => false,
+            Self::Part(part) => part.is_gguf(),
         }
     }
 
@@ -151,8 +182,14 @@ impl WeightFiles {
             Self::Disk(files) => files.iter().map(|file| fingerprint(file)).collect(),
             Self::Memory { name, bytes } => Ok(format!("{name}:{};", bytes.len())),
             Self::Part(part) => Ok(format!("{}{};", part.name(), fingerprint(part.path())?)),
+            Self::Random { name, .. } => Ok(format!("{name};")),
         }
     }
+}
+
+/// Whether a file is called a GGUF file.
+pub(crate) fn has_gguf_ending(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 /// Path, size and modification time of a file, as text.
@@ -300,6 +337,10 @@ impl ModelFiles {
 
     /// A model inside the program has one file for each component, whatever variant is asked for.
     fn embedded_weights(&self, folder: &str) -> Result<WeightFiles> {
+        if let Self::Builtin(BuiltinModel { is_random: true, .. }) = self {
+            let name = self.place(folder).display().to_string();
+            return Ok(WeightFiles::Random { name, tensors: Arc::default() });
+        }
         let found = ["diffusion_pytorch_model.safetensors", "model.safetensors"].into_iter().find_map(|name| {
             let Self::Builtin(model) = self else { return None };
             let path = sub(folder, name);

@@ -1,8 +1,8 @@
 //! A checkpoint in a single file, made to look like a folder in the diffusers layout: the weights come from the file,
 //! everything else from `config` or, without one, from what the file's tensors say.
 //!
-//! Owns that answer. What is in the file is read by [`crate::weights::single_file`]. CLIP's vocabulary is in no
-//! checkpoint: without `config` it is taken from a model in the hub's cache.
+//! Owns that answer. What is in the file is read by [`crate::weights::single_file`]. The vocabularies of CLIP and T5 are
+//! in no checkpoint: without `config` they are taken from a model in the hub's cache.
 
 use std::{
     borrow::Cow,
@@ -37,6 +37,17 @@ const VOCABULARIES: [(&str, &str); 9] = [
     ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", ""),
 ];
 
+/// Repositories with T5's vocabulary, and the folder it is in.
+const T5_VOCABULARIES: [(&str, &str); 7] = [
+    ("black-forest-labs/FLUX.1-dev", "tokenizer_2"),
+    ("black-forest-labs/FLUX.1-schnell", "tokenizer_2"),
+    ("black-forest-labs/FLUX.1-Kontext-dev", "tokenizer_2"),
+    ("stabilityai/stable-diffusion-3.5-large", "tokenizer_3"),
+    ("stabilityai/stable-diffusion-3.5-medium", "tokenizer_3"),
+    ("stabilityai/stable-diffusion-3-medium-diffusers", "tokenizer_3"),
+    ("google/t5-v1_1-xxl", ""),
+];
+
 /// A checkpoint with its configuration.
 #[derive(Debug)]
 pub struct SingleFileModel {
@@ -45,10 +56,11 @@ pub struct SingleFileModel {
     /// The model of which it replaces a component.
     kin: Option<Arc<ModelFiles>>,
     hub: Hub,
-    vocabulary: OnceLock<Option<Vocabulary>>,
+    clip: OnceLock<Option<Vocabulary>>,
+    t5: OnceLock<Option<Vocabulary>>,
 }
 
-/// A model with CLIP's vocabulary.
+/// A model with the vocabulary of a text encoder.
 #[derive(Debug)]
 struct Vocabulary {
     files: ModelFiles,
@@ -79,16 +91,12 @@ pub(super) fn fetch(
     })
 }
 
-/// Refuses pickles, and files that are no safetensors by their ending.
+/// Refuses pickles.
 fn refuse_ending(path: &Path) -> Result<()> {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
     match ending.as_str() {
         "ckpt" | "pt" | "pth" | "bin" => Err(Error::Unsupported(format!(
             "`{}` is a pickle, which can run code when it is read, and is refused; convert it to safetensors",
-            path.display()
-        ))),
-        "gguf" => Err(Error::Unsupported(format!(
-            "`{}` is a GGUF file, which cannot be loaded by this build; use the model as safetensors",
             path.display()
         ))),
         _ => Ok(()),
@@ -112,7 +120,8 @@ impl SingleFileModel {
             Some(source) => Some(Box::new(hub.open(source, context)?)),
             None => None,
         };
-        let model = Self { checkpoint, config, kin: None, hub: hub.clone(), vocabulary: OnceLock::new() };
+        let (clip, t5) = (OnceLock::new(), OnceLock::new());
+        let model = Self { checkpoint, config, kin: None, hub: hub.clone(), clip, t5 };
         model.warn(context);
         Ok(model)
     }
@@ -149,7 +158,7 @@ impl SingleFileModel {
     /// Makes sure that what goes with the weights is there.
     pub(super) fn fetch(&self, folder: &str, need: Need<'_>, context: Context<'_>) -> Result<()> {
         let Some(config) = &self.config else {
-            return if need == Need::Tokenizer { self.vocabulary().map(drop) } else { Ok(()) };
+            return if need == Need::Tokenizer { self.vocabulary(folder).map(drop) } else { Ok(()) };
         };
         if !matches!(need, Need::Weights(_)) {
             return config.fetch(folder, need, context);
@@ -178,7 +187,9 @@ impl SingleFileModel {
             };
         }
         let value = match (path, part_of(path)) {
-            ("model_index.json", _) if !self.holds(Part::Unet) => return Err(self.missing(Part::Unet.name())),
+            ("model_index.json", _) if !self.holds(self.checkpoint.denoiser()) => {
+                return Err(self.missing(self.checkpoint.denoiser().name()));
+            }
             ("model_index.json", _) => Some(self.checkpoint.model_index()?),
             ("scheduler/scheduler_config.json", _) => Some(self.checkpoint.scheduler_config()),
             (_, Some(part)) => self.checkpoint.component_config(part, self.kin_config(path)?)?,
@@ -195,9 +206,9 @@ impl SingleFileModel {
     pub(super) fn fingerprint(&self, folder: &str, names: &[&str]) -> Result<String> {
         let config = self.config.as_deref().map_or(Ok(String::new()), |config| config.fingerprint(folder, names))?;
         let kin = self.kin.as_deref().map_or(Ok(String::new()), |kin| kin.fingerprint(folder, names))?;
-        let vocabulary = self.vocabulary.get().and_then(Option::as_ref);
-        let vocabulary = vocabulary.map_or(Ok(String::new()), |found| found.files.fingerprint(found.folder, names))?;
-        Ok(config + &kin + &vocabulary)
+        let vocabularies = [&self.clip, &self.t5].into_iter().filter_map(|found| found.get()?.as_ref());
+        let vocabularies = vocabularies.map(|found| found.files.fingerprint(found.folder, names));
+        Ok(config + &kin + &vocabularies.collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// The parsed files of the tokenizer in `folder`.
@@ -205,7 +216,7 @@ impl SingleFileModel {
         if let Some(config) = &self.config {
             return config.tokenizer(folder);
         }
-        let found = self.vocabulary()?;
+        let found = self.vocabulary(folder)?;
         let mut files = found.files.tokenizer(found.folder)?;
         files.config = Some(self.checkpoint.tokenizer_config(folder));
         files.special_tokens_map = None;
@@ -237,22 +248,41 @@ impl SingleFileModel {
     }
 
     fn missing(&self, folder: &str) -> Error {
-        let held = self.checkpoint.components().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let listed = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let held: Vec<&str> = self.checkpoint.components().collect();
+        // Without a denoiser the file is a component alone, and what else a pipeline needs is not its matter.
+        let is_model = self.holds(self.checkpoint.denoiser());
+        let mut missing = if is_model { self.checkpoint.missing() } else { Vec::new() };
+        if !missing.contains(&folder) {
+            missing.push(folder);
+        }
+        let them = if missing.len() == 1 { "it" } else { "them" };
         Error::BadFile {
             path: self.checkpoint.path().to_owned(),
             reason: format!(
-                "holds no `{folder}`, only {held}; load `{folder}` from elsewhere (as a component of the step with its own \
-                 `model_name` and `subfolder`), or use a complete checkpoint"
+                "holds no {}, only {}; load {them} from elsewhere (each as a component of the step with its own \
+                 `model_name` and `subfolder`), or use a complete checkpoint",
+                listed(&missing),
+                listed(&held)
             ),
         }
     }
 
-    /// A model in the hub's cache with CLIP's vocabulary.
-    fn vocabulary(&self) -> Result<&Vocabulary> {
-        self.vocabulary.get_or_init(|| find_vocabulary(&self.hub)).as_ref().ok_or_else(|| Error::BadFile {
+    /// A model in the hub's cache with the vocabulary of the tokenizer in `folder`.
+    fn vocabulary(&self, folder: &str) -> Result<&Vocabulary> {
+        let is_t5 = self.checkpoint.has_t5_tokenizer(folder);
+        let (found, name) = if is_t5 {
+            (
+                self.t5.get_or_init(|| find_vocabulary(&self.hub, &T5_VOCABULARIES, &["tokenizer_2", "tokenizer_3"])),
+                "T5",
+            )
+        } else {
+            (self.clip.get_or_init(|| find_vocabulary(&self.hub, &VOCABULARIES, &["tokenizer"])), "CLIP")
+        };
+        found.as_ref().ok_or_else(|| Error::BadFile {
             path: self.checkpoint.path().to_owned(),
             reason: format!(
-                "a checkpoint holds no tokenizer, and no model with CLIP's vocabulary is in the cache `{}`; add `config`, \
+                "a checkpoint holds no tokenizer, and no model with {name}'s vocabulary is in the cache `{}`; add `config`, \
                  a folder or repository of the same family in the diffusers layout",
                 self.hub.cache.display()
             ),
@@ -278,8 +308,9 @@ fn not_a_file(path: &Path) -> String {
     format!("checkpoint `{text}` does not exist; correct the path, or use `owner/name/file` of a file on the hub")
 }
 
-/// Looks into the cache only: never asks the network.
-fn find_vocabulary(hub: &Hub) -> Option<Vocabulary> {
+/// Looks into the cache only: never asks the network. After the known repositories come models of Stable Diffusion or
+/// Flux that have one of these folders: the first tokenizer is CLIP's, a T5's goes with one of the later ones.
+fn find_vocabulary(hub: &Hub, known: &[(&str, &'static str)], folders: &[&'static str]) -> Option<Vocabulary> {
     let hub = Hub { offline: true, ..hub.clone() };
     let cancel = dw_core::cancel::CancellationToken::default();
     let context = Context { events: &dw_core::event::Silent, cancel: &cancel };
@@ -288,8 +319,10 @@ fn find_vocabulary(hub: &Hub) -> Option<Vocabulary> {
         model.fetch(folder, Need::Tokenizer, context).ok()?;
         Some(Vocabulary { files: ModelFiles::Hub(model), folder })
     };
-    let known = VOCABULARIES.iter().find_map(|(repo, folder)| find(repo, folder));
-    known.or_else(|| cached_models(&hub).iter().find_map(|repo| find(repo, "tokenizer").filter(is_stable_diffusion)))
+    known.iter().find_map(|(repo, folder)| find(repo, folder)).or_else(|| {
+        let models = cached_models(&hub);
+        models.iter().find_map(|repo| folders.iter().find_map(|folder| find(repo, folder).filter(is_same_vocabulary)))
+    })
 }
 
 /// The names of all models in the cache.
@@ -304,8 +337,14 @@ fn cached_models(hub: &Hub) -> Vec<String> {
     names
 }
 
-fn is_stable_diffusion(found: &Vocabulary) -> bool {
+/// Whether the model belongs to a family whose tokenizer in this folder has the vocabulary of all of them.
+fn is_same_vocabulary(found: &Vocabulary) -> bool {
     let index = found.files.read_json("model_index.json").ok().flatten();
-    let class = index.as_ref().and_then(|index| index.get("_class_name")?.as_str());
-    class.is_some_and(|class| class.starts_with("StableDiffusion") && !class.starts_with("StableDiffusion3"))
+    let class = index.as_ref().and_then(|index| index.get("_class_name")?.as_str()).unwrap_or_default();
+    match found.folder {
+        _ if class.starts_with("Flux2") => false,
+        "tokenizer" => class.starts_with("StableDiffusion") || class.starts_with("Flux"),
+        "tokenizer_2" => class.starts_with("Flux"),
+        _ => class.starts_with("StableDiffusion3"),
+    }
 }

@@ -81,6 +81,9 @@ pub struct ClipTextOutput {
     pub text_embeds: Option<Tensor>,
 }
 
+/// What the table of words may be called.
+const WORD_TABLES: [&str; 2] = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
+
 /// The CLIP text encoder.
 pub struct ClipTextModel {
     config: ClipTextConfig,
@@ -127,14 +130,14 @@ impl ClipTextModel {
     }
 
     /// The table of words in the weights of an encoder, with its name.
-    pub(crate) fn word_table(weights: &Weights) -> Option<(&'static str, Tensor)> {
-        let names = ["text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight"];
-        names.into_iter().find_map(|name| Some((name, weights.find(name)?.clone())))
+    pub(crate) fn word_table(weights: &Weights) -> Result<Option<(&'static str, Tensor)>> {
+        let Some(name) = WORD_TABLES.into_iter().find(|name| weights.contains(name)) else { return Ok(None) };
+        Ok(weights.find(name)?.map(|table| (name, table)))
     }
 
     /// How many words the weights of an encoder have a row for.
     pub(crate) fn words(weights: &Weights) -> Option<usize> {
-        Self::word_table(weights)?.1.dims().first().copied()
+        WORD_TABLES.into_iter().find_map(|name| weights.shape_of(name))?.dims().first().copied()
     }
 
     /// The configuration it was built from.

@@ -187,6 +187,11 @@ pub struct FluxTransformer2DModel {
 }
 
 impl FluxTransformer2DModel {
+    /// Values per token that a model with these weights reads; none when it is not a Flux transformer.
+    pub fn inputs(weights: &Weights) -> Option<usize> {
+        weights.shape_of("x_embedder.weight")?.dims().get(1).copied()
+    }
+
     /// Builds the transformer from weights under diffusers' names.
     pub fn new(config: &FluxConfig, weights: Weights) -> Result<Self> {
         config.check()?;

@@ -16,6 +16,7 @@ pub mod sd3;
 pub mod sd3_controlnet;
 pub mod siglip;
 pub mod t5;
+pub mod tiling;
 pub mod unet;
 pub mod vae;
 
@@ -36,5 +37,6 @@ pub use sd3::{Sd3Config, Sd3Input, Sd3Transformer2DModel};
 pub use sd3_controlnet::{Sd3ControlNetConfig, Sd3ControlNetInput, Sd3ControlNetModel};
 pub use siglip::{SiglipVisionConfig, SiglipVisionModel};
 pub use t5::{T5Config, T5EncoderModel};
+pub use tiling::Tiling;
 pub use unet::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};

@@ -3,8 +3,6 @@
 //! Takes token ids and returns the last state. Leaves tokens to the tokenizer, and how many of them there are to the
 //! pipelines.
 
-use std::collections::HashMap;
-
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
@@ -279,12 +277,9 @@ impl FeedForward {
 /// overflow.
 fn output_layer(config: &T5Config, weights: &Weights) -> Result<(Linear, DType)> {
     let (inputs, outputs) = (config.d_ff, config.d_model);
-    if weights.find("weight").is_none_or(|weight| weight.dtype() != DType::F16) {
-        return Ok((weights.linear(inputs, outputs, false)?, weights.dtype()));
-    }
-    let weight = weights.get((outputs, inputs), "weight")?.to_dtype(DType::F32)?;
-    let widened = Weights::from_tensors(HashMap::from([(String::from("weight"), weight)]), weights.origin());
-    Ok((widened.linear(inputs, outputs, false)?, DType::F32))
+    let is_narrow = weights.dtype() == DType::F16;
+    let weights = if is_narrow { &weights.widened(DType::F32) } else { weights };
+    Ok((weights.linear(inputs, outputs, false)?, weights.dtype()))
 }
 
 #[cfg(test)]

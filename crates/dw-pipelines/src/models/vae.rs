@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::{
     blocks::{Downsample, PixelAttention, ResnetBlock, ResnetOptions, Upsample},
     config::unsupported,
+    tiling::Tiling,
 };
 use crate::{
     Error, Result,
@@ -97,6 +98,13 @@ impl VaeConfig {
         1 << self.block_out_channels.len().saturating_sub(1)
     }
 
+    /// Tiles of the training size, as the reference chooses them, or of `sample` pixels.
+    pub fn tiling(&self, sample: Option<usize>, overlap: Option<f64>) -> Result<Tiling> {
+        let trained = self.sample_size.as_u64().or_else(|| self.sample_size.get(0)?.as_u64());
+        let sample = sample.or(trained.map(|side| side as usize)).unwrap_or_default();
+        Tiling::new(sample, self.scale_factor(), overlap)
+    }
+
     fn check(&self) -> Result<()> {
         let levels = self.block_out_channels.len();
         for (key, types, known) in [
@@ -175,7 +183,7 @@ impl AutoencoderKl {
     /// Latents `(batch, latent_channels, h, w)`, unscaled, to pictures `(batch, out_channels, f h, f w)` about in
     /// -1..1, where f is [`VaeConfig::scale_factor`].
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let latents = latents.to_dtype(self.dtype())?;
+        let latents = latents.to_device(self.device())?.to_dtype(self.dtype())?;
         let latents = match &self.post_quant_conv {
             Some(conv) => conv.forward(&latents)?,
             None => latents,
@@ -183,14 +191,38 @@ impl AutoencoderKl {
         self.decoder.forward(&latents)
     }
 
+    /// As [`Self::decode`], in tiles where the latents are larger than one (diffusers `tiled_decode`).
+    pub fn decode_tiled(&self, latents: &Tensor, tiling: &Tiling) -> Result<Tensor> {
+        let steps = tiling.decoding();
+        if steps.divide(latents)? { steps.run(latents, &mut |tile| self.decode(tile)) } else { self.decode(latents) }
+    }
+
     /// Pictures `(batch, in_channels, height, width)` in -1..1 to mean and log variance of the posterior, each
     /// `(batch, latent_channels, height / f, width / f)`; the log variance is clamped to -30..20.
     pub fn encode(&self, pictures: &Tensor) -> Result<(Tensor, Tensor)> {
-        let moments = self.encoder.forward(&pictures.to_dtype(self.dtype())?)?;
-        let moments = match &self.quant_conv {
-            Some(conv) => conv.forward(&moments)?,
-            None => moments,
-        };
+        self.posterior(&self.moments(pictures)?)
+    }
+
+    /// As [`Self::encode`], in tiles where the pictures are larger than one (diffusers `tiled_encode`).
+    pub fn encode_tiled(&self, pictures: &Tensor, tiling: &Tiling) -> Result<(Tensor, Tensor)> {
+        let steps = tiling.encoding();
+        if !steps.divide(pictures)? {
+            return self.encode(pictures);
+        }
+        self.posterior(&steps.run(pictures, &mut |tile| self.moments(tile))?)
+    }
+
+    /// What the encoder says, `(batch, 2 * latent_channels, height / f, width / f)`.
+    fn moments(&self, pictures: &Tensor) -> Result<Tensor> {
+        let moments = self.encoder.forward(&pictures.to_device(self.device())?.to_dtype(self.dtype())?)?;
+        match &self.quant_conv {
+            Some(conv) => conv.forward(&moments),
+            None => Ok(moments),
+        }
+    }
+
+    /// Mean and log variance.
+    fn posterior(&self, moments: &Tensor) -> Result<(Tensor, Tensor)> {
         let latent = self.config.latent_channels;
         let mean = moments.narrow(1, 0, latent)?.contiguous()?;
         let log_variance = moments.narrow(1, latent, latent)?.contiguous()?.clamp(LOG_VARIANCE.0, LOG_VARIANCE.1)?;

@@ -5,11 +5,8 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::compute_dtype;
+use super::{compute_dtype, limits};
 use crate::{Error, Result};
-
-/// How many bytes of attention scores (f32) exist at a time.
-const SCORE_BYTES: usize = 256 << 20;
 
 /// Which keys a query may look at.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +42,7 @@ impl AttentionOptions<'_> {
 ///
 /// `q` is `(batch, queries, features)`, `k` and `v` are `(batch, keys, features)`; features are heads × head
 /// size, heads outermost. The result is `(batch, queries, features)` in the type of `q`. Queries are taken in
-/// slices so that the scores stay within a fixed amount of memory; the softmax is computed in f32.
+/// slices so that the scores stay within [`super::Limits::score_bytes`]; the softmax is computed in f32.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: AttentionOptions) -> Result<Tensor> {
     let (batch, queries, features) = q.dims3()?;
     let heads = options.heads;
@@ -70,7 +67,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: AttentionOptions) 
     let value = split(v)?;
 
     let keys = key.dim(3)?;
-    let rows = (SCORE_BYTES / (4 * batch * heads * keys).max(1)).max(1);
+    let rows = (limits::current().score_bytes / (4 * batch * heads * keys).max(1)).max(1);
     let mut slices = Vec::with_capacity(queries.div_ceil(rows));
     for start in (0..queries).step_by(rows) {
         let length = rows.min(queries - start);
@@ -197,6 +194,17 @@ mod tests {
             let part = attention(&part, &k, &v, AttentionOptions::heads(3)).expect("shapes fit");
             assert_close(&vec(&all.narrow(1, start, 5).expect("inside")), &vec(&part), 1e-6);
         }
+    }
+
+    #[test]
+    fn a_tighter_bound_on_scores_changes_nothing_but_the_number_of_slices() {
+        let (q, k, v) = (ramp((2, 40, 12), 0.7), ramp((2, 40, 12), 0.3), ramp((2, 40, 12), 1.1));
+        let causal = AttentionOptions { mask: Mask::Causal, ..AttentionOptions::heads(3) };
+        let whole = attention(&q, &k, &v, causal).expect("shapes fit");
+        // Room for seven rows of scores.
+        let limits = super::super::Limits { score_bytes: 7 * 4 * 2 * 3 * 40, ..Default::default() };
+        let sliced = limits.during(|| attention(&q, &k, &v, causal)).expect("shapes fit");
+        assert_close(&vec(&whole), &vec(&sliced), 1e-6);
     }
 
     #[test]

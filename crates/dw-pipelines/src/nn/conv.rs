@@ -5,7 +5,10 @@
 use candle_core::Tensor;
 
 use super::compute_dtype;
-use crate::{Result, weights::Weights};
+use crate::{
+    Result,
+    weights::{Weights, paging::Layer},
+};
 
 /// What a convolution has besides its channels.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +32,11 @@ impl Conv2dOptions {
 
 /// A convolution over `(batch, channels, height, width)`.
 #[derive(Clone, Debug)]
-pub struct Conv2d {
+pub struct Conv2d(Layer<Kernel>);
+
+/// A convolution on its device.
+#[derive(Clone, Debug)]
+struct Kernel {
     /// `(out, in, kernel, kernel)`, in the type the convolution runs in.
     weight: Tensor,
     /// `(out,)`.
@@ -41,6 +48,12 @@ pub struct Conv2d {
 impl Conv2d {
     /// `(batch, in, height, width)` to `(batch, out, height', width')`, in the type of the input.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.get()?.forward(x)
+    }
+}
+
+impl Kernel {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let wide = x.to_dtype(self.weight.dtype())?;
         let y = dw_kernels::conv2d(&wide, &self.weight, self.bias.as_ref(), self.stride, self.padding)?;
         Ok(y.to_dtype(x.dtype())?)
@@ -51,10 +64,18 @@ impl Weights {
     /// The convolution at this path: `weight` of shape `(outputs, inputs, kernel, kernel)` and maybe `bias`.
     pub fn conv2d(&self, inputs: usize, outputs: usize, options: Conv2dOptions) -> Result<Conv2d> {
         let Conv2dOptions { kernel, stride, padding, bias } = options;
-        let weight = self.get((outputs, inputs, kernel, kernel), "weight")?;
-        let compute = compute_dtype(weight.dtype(), weight.device());
-        let bias = if bias { Some(self.get(outputs, "bias")?.to_dtype(compute)?) } else { None };
-        Ok(Conv2d { weight: weight.to_dtype(compute)?, bias, stride, padding })
+        let shape = (outputs, inputs, kernel, kernel);
+        self.expect(shape, "weight")?;
+        if bias {
+            self.expect(outputs, "bias")?;
+        }
+        let build = move |weights: &Self| {
+            let weight = weights.get(shape, "weight")?;
+            let compute = compute_dtype(weight.dtype(), weight.device());
+            let bias = if bias { Some(weights.get(outputs, "bias")?.to_dtype(compute)?) } else { None };
+            Ok(Kernel { weight: weight.to_dtype(compute)?, bias, stride, padding })
+        };
+        Ok(Conv2d(self.layer(if bias { &["weight", "bias"] } else { &["weight"] }, build)?))
     }
 }
 

@@ -3,33 +3,40 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::{Activation, Linear};
-use crate::{Result, weights::Weights};
+use crate::{
+    Result,
+    weights::{Weights, paging::Layer},
+};
 
 /// A table of vectors.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     /// `(count, size)`.
-    table: Tensor,
+    table: Layer<Tensor>,
+    device: Device,
 }
 
 impl Embedding {
     /// `(…)` of u32 to `(…, size)`.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let table = self.table.get()?;
         let mut shape = ids.dims().to_vec();
-        shape.push(self.table.dim(1)?);
-        Ok(self.table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?)
+        shape.push(table.dim(1)?);
+        Ok(table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?)
     }
 
     /// Where the table is.
     pub fn device(&self) -> &Device {
-        self.table.device()
+        &self.device
     }
 }
 
 impl Weights {
     /// The table at this path: `weight` of shape `(count, size)`.
     pub fn embedding(&self, count: usize, size: usize) -> Result<Embedding> {
-        Ok(Embedding { table: self.get((count, size), "weight")? })
+        self.expect((count, size), "weight")?;
+        let table = self.layer(&["weight"], move |weights| weights.get((count, size), "weight"))?;
+        Ok(Embedding { table, device: self.device().clone() })
     }
 }
 

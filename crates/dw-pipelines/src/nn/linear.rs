@@ -5,29 +5,47 @@
 
 use candle_core::{D, Tensor};
 
-use crate::{Result, weights::Weights};
+use crate::{
+    Result,
+    quant::Weight,
+    weights::{Branch, Weights, paging::Layer},
+};
 
-/// `y = x Wᵀ + b` over the last dimension.
+/// `y = x Wᵀ + b` over the last dimension, and what adapters add beside it.
 #[derive(Clone, Debug)]
-pub struct Linear {
+pub struct Linear(Layer<Parameters>);
+
+/// A linear layer on its device.
+#[derive(Clone, Debug)]
+struct Parameters {
     /// `(out, in)`.
-    weight: Tensor,
+    weight: Weight,
     /// `(out,)`.
     bias: Option<Tensor>,
+    /// Adapters of a weight that cannot take them into itself.
+    branches: Vec<Branch>,
 }
 
 impl Linear {
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (out, _) = self.weight.dims2()?;
+        self.0.get()?.forward(x)
+    }
+}
+
+impl Parameters {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
-        let rows = x.flatten_to(D::Minus2)?.matmul(&self.weight.t()?)?;
-        let rows = match &self.bias {
-            Some(bias) => rows.broadcast_add(bias)?,
-            None => rows,
-        };
+        let x = x.flatten_to(D::Minus2)?;
+        let mut rows = self.weight.product(&x)?;
+        for branch in &self.branches {
+            rows = (rows + branch.product(&x)?)?;
+        }
+        if let Some(bias) = &self.bias {
+            rows = rows.broadcast_add(bias)?;
+        }
         if let Some(last) = shape.last_mut() {
-            *last = out;
+            *last = rows.dim(1)?;
         }
         Ok(rows.reshape(shape)?)
     }
@@ -41,8 +59,17 @@ impl Weights {
 
     /// The same for parameters with other names (`in_proj_weight`).
     pub fn linear_named(&self, weight: &str, bias: Option<&str>, inputs: usize, outputs: usize) -> Result<Linear> {
-        let weight = self.get((outputs, inputs), weight)?;
-        let bias = bias.map(|name| self.get(outputs, name)).transpose()?;
-        Ok(Linear { weight, bias })
+        self.expect((outputs, inputs), weight)?;
+        bias.map_or(Ok(()), |name| self.expect(outputs, name))?;
+        let parameters = [weight, bias.unwrap_or(weight)];
+        let (weight, bias) = (weight.to_owned(), bias.map(str::to_owned));
+        let build = move |weights: &Self| {
+            Ok(Parameters {
+                weight: weights.take((outputs, inputs), &weight)?,
+                bias: bias.as_deref().map(|name| weights.get(outputs, name)).transpose()?,
+                branches: weights.branches(&weight).to_vec(),
+            })
+        };
+        Ok(Linear(self.layer(&parameters[..1 + usize::from(parameters[0] != parameters[1])], build)?))
     }
 }

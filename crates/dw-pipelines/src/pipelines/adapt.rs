@@ -4,9 +4,8 @@
 //! Other files, other scales or none at all start from the base again, so nothing is read from disk twice and nothing
 //! has to be undone.
 
-use std::{collections::BTreeMap, collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use candle_core::Tensor;
 use dw_core::event::Event;
 
 use super::{
@@ -20,10 +19,10 @@ use crate::{
     adapters::{
         AdapterFile, Lora,
         file::Place,
-        lora::{self, Strengthened, merge},
+        lora::{self, Denoiser, Merged, Strengthened, merge},
     },
     hub::Hub,
-    models::{ClipTextModel, FluxTransformer2DModel, Sd3Transformer2DModel, Unet2DConditionModel},
+    models::{ClipTextModel, FluxTransformer2DModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel},
     request::{Context, PipelineRequest},
     weights::Weights,
 };
@@ -46,9 +45,7 @@ struct Target {
 
 impl Adapters {
     /// Finds the files that `request` names. Textual inversions are read, LoRA files are looked into.
-    ///
-    /// `has_unet` says what kind of denoiser the pipeline has.
-    pub(crate) fn find(request: &PipelineRequest, has_unet: bool, hub: &Hub, context: Context<'_>) -> Result<Self> {
+    pub(crate) fn find(request: &PipelineRequest, denoiser: Denoiser, hub: &Hub, context: Context<'_>) -> Result<Self> {
         let mut loras = Vec::new();
         for lora in &request.loras {
             if !lora.scale.is_finite() {
@@ -58,11 +55,7 @@ impl Adapters {
             }
             let (subfolder, weight_name) = (lora.subfolder.as_deref(), lora.weight_name.as_deref());
             let file = AdapterFile::find(Place { source: &lora.source, subfolder, weight_name }, hub, context)?;
-            if has_unet {
-                lora::check_is_for_unet(&file)?;
-            } else {
-                lora::check_is_for_transformer(&file)?;
-            }
+            lora::check(&file, denoiser)?;
             loras.push((file, lora.scale));
         }
         Ok(Self { loras, words: Words::find(request, hub, context)? })
@@ -136,10 +129,10 @@ fn targets(components: &BTreeMap<String, SharedComponent>, loras: &[(&AdapterFil
 /// The adapted components, in the order of `targets`.
 fn adapt(targets: &[Target], loras: &[(&AdapterFile, f64)], context: Context<'_>) -> Result<Vec<SharedComponent>> {
     let files = loras.iter().map(|(file, _)| Lora::read(file)).collect::<Result<Vec<_>>>()?;
-    let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
+    let named: Vec<(&str, &Weights)> = targets.iter().map(|target| (target.name.as_str(), &target.weights)).collect();
     let mut changes: Vec<Vec<Strengthened<'_>>> = targets.iter().map(|_| Vec::new()).collect();
     for (file, (_, strength)) in files.iter().zip(loras) {
-        let mut unmatched = file.left_out(&names);
+        let mut unmatched = file.left_out(&named);
         let plans = targets
             .iter()
             .map(|target| file.plan(&target.name, &target.weights, &mut unmatched))
@@ -166,30 +159,32 @@ fn adapt(targets: &[Target], loras: &[(&AdapterFile, f64)], context: Context<'_>
 pub(super) fn rebuilt(
     component: &Component,
     weights: &Weights,
-    changed: HashMap<String, Tensor>,
+    changed: Merged,
     key: String,
     base: Option<SharedComponent>,
 ) -> Result<Component> {
-    let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
-    // Only what the base does not hold already.
-    let bytes = changed.values().map(size).sum();
-    let weights = weights.replacing(changed);
+    let bytes = changed.bytes();
+    let weights = changed.put_on(weights)?;
     let model = match &component.model {
         Model::Unet(unet) => Model::Unet(Unet2DConditionModel::new(unet.config(), weights.clone())?),
         Model::Sd3Transformer(transformer) => {
             Model::Sd3Transformer(Sd3Transformer2DModel::new(transformer.config(), weights.clone())?)
         }
         Model::FluxTransformer(transformer) => {
-            Model::FluxTransformer(FluxTransformer2DModel::new(transformer.config(), weights.clone())?)
+            let mut config = transformer.config().clone();
+            // A control LoRA gives it more inputs, and no more outputs.
+            config.out_channels = Some(config.predicted_channels());
+            config.in_channels = FluxTransformer2DModel::inputs(&weights).unwrap_or(config.in_channels);
+            Model::FluxTransformer(FluxTransformer2DModel::new(&config, weights.clone())?)
         }
         Model::ClipText(encoder) => {
             let mut config = encoder.config().clone();
             config.vocab_size = ClipTextModel::words(&weights).unwrap_or(config.vocab_size);
             Model::ClipText(ClipTextModel::new(&config, weights.clone())?)
         }
+        Model::T5(encoder) => Model::T5(T5EncoderModel::new(encoder.config(), weights.clone())?),
         Model::Tokenizer(_)
         | Model::T5Tokenizer(_)
-        | Model::T5(_)
         | Model::ClipVision(_)
         | Model::Vae(_)
         | Model::ControlNet(_)

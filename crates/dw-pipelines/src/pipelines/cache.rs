@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::components::SharedComponent;
+use crate::weights::Occupancy;
 
 struct Kept {
     component: SharedComponent,
@@ -20,9 +21,21 @@ pub struct ComponentCache {
     clock: u64,
     kept: BTreeMap<String, Kept>,
     shared: BTreeMap<String, SharedComponent>,
+    /// Which paged components are on the device.
+    occupancy: Arc<Occupancy>,
 }
 
 impl ComponentCache {
+    /// What the paged components of this cache make room for each other by.
+    pub(crate) fn occupancy(&self) -> &Arc<Occupancy> {
+        &self.occupancy
+    }
+
+    /// Whether a component with this key is kept. It does not count as used.
+    pub fn contains(&self, key: &str) -> bool {
+        self.kept.contains_key(key)
+    }
+
     /// An empty cache that keeps at most `budget` bytes of weights, or everything when none is given.
     pub fn new(budget: Option<u64>) -> Self {
         Self { budget, ..Self::default() }

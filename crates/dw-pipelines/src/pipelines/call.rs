@@ -57,17 +57,20 @@ impl Denoising<'_> {
         surroundings: Surroundings<'_>,
     ) -> Result<Entry> {
         let Surroundings { generators, context, observer } = surroundings;
+        // Prompts and start pictures are encoded: whoever came for that goes.
+        self.parts.memory.occupancy.leave();
         let started = Instant::now();
         let options = StepOptions { eta: Some(self.call.eta), ..StepOptions::default() };
         let denoising =
             Loop { scheduler, indices: self.indices, options, kept: self.kept, generators, context, observer };
         let latents = denoising.run(latents, predict)?;
+        self.parts.memory.occupancy.leave();
         stage_finished(context, "denoise", started);
         if self.call.output_type == OutputType::Latent {
             return Ok(Entry::from(latent_artifact(&latents)?));
         }
         let started = Instant::now();
-        let artifacts: Vec<Artifact> = decode(self.parts.vae()?, &latents, self.scaling, self.upcast, context)?;
+        let artifacts: Vec<Artifact> = decode(self.parts, &latents, self.scaling, self.upcast, context)?;
         stage_finished(context, "decode", started);
         Ok(Entry { artifacts, properties: Vec::new() })
     }

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device};
+use dw_core::fit::FitPlan;
 use serde_json::{Map, Value};
 
-use super::{adapt::Adapters, ip_adapter::IpAdapters};
+use super::{adapt::Adapters, ip_adapter::IpAdapters, memory::Memory};
 use crate::{
     Error, Result,
     models::{
@@ -103,7 +104,7 @@ pub struct Component {
     pub class: String,
     /// What it is: source, files, type and device. Equal keys mean equal components.
     pub key: String,
-    /// Bytes of its weights in memory.
+    /// Bytes of its weights that stay in memory: none of a component that comes and goes.
     pub bytes: u64,
     /// The part itself.
     pub model: Model,
@@ -159,6 +160,10 @@ pub(crate) struct Parts {
     pub(crate) prompt_weighting: bool,
     /// None when no step asks for one.
     pub(crate) ip_adapters: Option<Arc<IpAdapters>>,
+    /// What calls know about memory.
+    pub(crate) memory: Memory,
+    /// What was said about memory before anything was read.
+    pub(crate) fit: Arc<FitPlan>,
 }
 
 impl Parts {

@@ -3,11 +3,15 @@
 use candle_core::{DType, Tensor};
 use dw_core::{
     artifact::{Array, Artifact},
+    event::Event,
     picture::from_unit_floats,
 };
 use image::DynamicImage;
 
-use super::denoise::check_finite;
+use super::{
+    components::Parts,
+    denoise::{check_finite, is_finite},
+};
 use crate::{
     Error, Result,
     models::{AutoencoderKl, VaeConfig},
@@ -27,26 +31,74 @@ pub(crate) enum Scaling {
 }
 
 /// One picture for each row of `latents`, `(batch, channels, height / 8, width / 8)`. With `upcast`, an
-/// autoencoder in float16 that overflows there (`force_upcast`) runs in float32.
+/// autoencoder in float16 that overflows there (`force_upcast`) runs in float32; so does any that turns out to.
 pub(crate) fn decode(
-    vae: &AutoencoderKl,
+    parts: &Parts,
     latents: &Tensor,
     scaling: Scaling,
     upcast: bool,
     context: Context<'_>,
 ) -> Result<Vec<Artifact>> {
+    let vae = parts.vae()?;
     let upcast = upcast && vae.dtype() == DType::F16 && vae.config().force_upcast;
-    let wide = if upcast { Some(vae.with_dtype(DType::F32)?) } else { None };
-    let vae = wide.as_ref().unwrap_or(vae);
-    let latents = unscaled(&latents.to_dtype(vae.dtype())?, vae.config(), scaling)?;
+    let mut wide = if upcast { Some(vae.with_dtype(DType::F32)?) } else { None };
+    let tiling = parts.memory.tiling(vae)?;
+    let decode = |vae: &AutoencoderKl, row: usize| -> Result<Tensor> {
+        let latents = latents.narrow(0, row, 1)?.to_device(vae.device())?.to_dtype(vae.dtype())?;
+        let latents = unscaled(&latents, vae.config(), scaling)?;
+        match &tiling {
+            Some(tiling) => vae.decode_tiled(&latents, tiling),
+            None => vae.decode(&latents),
+        }
+    };
     let mut pictures = Vec::with_capacity(latents.dim(0)?);
     for row in 0..latents.dim(0)? {
         context.cancel.check()?;
-        let picture = vae.decode(&latents.narrow(0, row, 1)?)?;
+        let mut picture = decode(wide.as_ref().unwrap_or(vae), row)?;
+        if wide.is_none() && vae.dtype() == DType::F16 && !is_finite(&picture)? {
+            context.events.emit(Event::Warning { message: overflowed("decoded") });
+            picture = decode(wide.insert(vae.with_dtype(DType::F32)?), row)?;
+        }
         check_finite("image", &picture, String::new)?;
         pictures.push(Artifact::image(to_picture(&picture.squeeze(0)?)?));
     }
     Ok(pictures)
+}
+
+/// What is said when the autoencoder had to run in float32.
+fn overflowed(done: &str) -> String {
+    format!(
+        "the autoencoder overflowed in float16, so the picture was {done} again in float32; set \
+         `configuration.vae.torch_dtype` to torch.float32 or torch.bfloat16 to spare the first attempt"
+    )
+}
+
+/// Mean and log variance of the posterior of pictures `(batch, channels, height, width)` in -1 to 1, each
+/// `(batch, latent channels, height / 8, width / 8)` in the type of the autoencoder or, with `upcast`, in float32.
+/// Pictures go one by one, in tiles where the step asks for them, and again in float32 when float16 overflows.
+pub(crate) fn encode(parts: &Parts, pixels: &Tensor, upcast: bool) -> Result<(Tensor, Tensor)> {
+    let vae = parts.vae()?;
+    let mut wide = if upcast { Some(vae.with_dtype(DType::F32)?) } else { None };
+    let tiling = parts.memory.tiling(vae)?;
+    let encode = |vae: &AutoencoderKl, row: usize| -> Result<(Tensor, Tensor)> {
+        let pixels = pixels.narrow(0, row, 1)?;
+        match &tiling {
+            Some(tiling) => vae.encode_tiled(&pixels, tiling),
+            None => vae.encode(&pixels),
+        }
+    };
+    let (mut means, mut log_variances) = (Vec::new(), Vec::new());
+    for row in 0..pixels.dim(0)? {
+        let (mut mean, mut log_variance) = encode(wide.as_ref().unwrap_or(vae), row)?;
+        if wide.is_none() && vae.dtype() == DType::F16 && !(is_finite(&mean)? && is_finite(&log_variance)?) {
+            parts.memory.note(overflowed("encoded"));
+            (mean, log_variance) = encode(wide.insert(vae.with_dtype(DType::F32)?), row)?;
+        }
+        let dtype = if upcast { DType::F32 } else { vae.dtype() };
+        means.push(mean.to_dtype(dtype)?.to_device(&parts.device)?);
+        log_variances.push(log_variance.to_dtype(dtype)?.to_device(&parts.device)?);
+    }
+    Ok((Tensor::cat(&means, 0)?, Tensor::cat(&log_variances, 0)?))
 }
 
 /// Latents of the denoiser to latents of the autoencoder.

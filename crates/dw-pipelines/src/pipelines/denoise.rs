@@ -88,9 +88,7 @@ impl Kept {
 
 /// Refuses NaN and infinity.
 pub(crate) fn check_finite(what: &'static str, tensor: &Tensor, at: impl Fn() -> String) -> Result<()> {
-    // Any NaN or infinity makes the sum NaN or infinite.
-    let sum = tensor.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
-    if sum.is_finite() {
+    if is_finite(tensor)? {
         return Ok(());
     }
     let remedy = match tensor.dtype() {
@@ -101,6 +99,12 @@ pub(crate) fn check_finite(what: &'static str, tensor: &Tensor, at: impl Fn() ->
         }
     };
     Err(Error::NonFinite { what, at: at(), remedy: remedy.into() })
+}
+
+/// Whether there is neither NaN nor infinity.
+pub(crate) fn is_finite(tensor: &Tensor) -> Result<bool> {
+    // Any NaN or infinity makes the sum NaN or infinite.
+    Ok(tensor.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite())
 }
 
 /// The first latents of a run from nothing: noise of the scheduler's magnitude, drawn or given.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     arguments::tensor,
     components::Parts,
-    decode::{Scaling, scaled},
+    decode::{Scaling, encode, scaled},
     fit::{Fit, own_size},
     text_to_image::{Canvas, refuse},
     unet::{scale_factor, side_multiple, size_like},
@@ -203,9 +203,7 @@ pub(crate) fn encoded(
     generators: &mut Generators,
 ) -> Result<Tensor> {
     let vae = parts.vae()?;
-    let wide = (encoding.upcast && vae.config().force_upcast).then(|| vae.with_dtype(DType::F32)).transpose()?;
-    let vae = wide.as_ref().unwrap_or(vae);
-    let (mut mean, mut log_variance) = vae.encode(pixels)?;
+    let (mut mean, mut log_variance) = encode(parts, pixels, encoding.upcast && vae.config().force_upcast)?;
     if encoding.for_each_picture && matches!(generators, Generators::Each(_)) {
         (mean, log_variance) = (tiled(&mean, pictures)?, tiled(&log_variance, pictures)?);
     }

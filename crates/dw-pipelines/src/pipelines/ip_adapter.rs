@@ -155,8 +155,32 @@ impl Scale {
         match scale {
             IpAdapterScale::Everywhere(scale) => Ok(Self::Everywhere(*scale)),
             IpAdapterScale::ByBlock(blocks) => by_block(blocks, unet).map(Self::ByPrefix),
+            IpAdapterScale::ByLayer(numbers) => by_layer(numbers, unet).map(Self::ByPrefix),
         }
     }
+}
+
+/// Scales of all transformers from the UNet's input to its output.
+fn by_layer(numbers: &[f64], unet: &UnetConfig) -> Result<Vec<(String, f64)>> {
+    let mut prefixes = Vec::new();
+    let layers = unet.cross_attention_layers()?;
+    for side in ["down", "mid", "up"] {
+        for layer in layers.iter().filter(|layer| layer.block.starts_with(side)) {
+            let prefix = format!("{}.attentions.{}.", layer.block, layer.transformer);
+            if prefixes.last() != Some(&prefix) {
+                prefixes.push(prefix);
+            }
+        }
+    }
+    if prefixes.len() != numbers.len() {
+        let reason = format!(
+            "has {} numbers, but the UNet has {} transformers; give one number, or one for each",
+            numbers.len(),
+            prefixes.len()
+        );
+        return Err(refuse("ip_adapter.scale", reason));
+    }
+    Ok(prefixes.into_iter().zip(numbers.iter().copied()).collect())
 }
 
 /// Scales by block as the reference writes them: `{"down": {"block_2": [0.0, 1.0]}, "mid": 1, "up": 0.5}`; what
@@ -197,7 +221,7 @@ fn side_scales(side: &str, value: &Value, counts: &[(&str, usize)], scales: &mut
     }
     for &(block, count) in counts {
         let of_block = match value.as_object() {
-            None => vec![numbers(side, value, 1)?[0]; count],
+            None => numbers(side, value, count)?,
             Some(map) => match map.get(&short(block)) {
                 None => continue,
                 Some(value) => numbers(&format!("{side}.{}", short(block)), value, count)?,
@@ -251,6 +275,30 @@ mod tests {
         );
         let found = prefixes(json!({ "down": 0.25 })).expect("valid");
         assert_eq!(found, [("down_blocks.1.attentions.0.".to_owned(), 0.25)]);
+    }
+
+    #[test]
+    fn a_list_for_a_side_gives_each_of_its_blocks_one_scale_per_transformer() {
+        let found = prefixes(json!({ "up": [0.25, 0.75] })).expect("valid");
+        let up = |transformer: usize| format!("up_blocks.0.attentions.{transformer}.");
+        assert_eq!(found, [(up(0), 0.25), (up(1), 0.75)]);
+    }
+
+    #[test]
+    fn a_list_by_layer_goes_from_the_input_to_the_output() {
+        let found = by_layer(&[0.1, 0.2, 0.3, 0.4], &unet()).expect("valid");
+        let found: Vec<(&str, f64)> = found.iter().map(|(prefix, scale)| (prefix.as_str(), *scale)).collect();
+        assert_eq!(
+            found,
+            [
+                ("down_blocks.1.attentions.0.", 0.1),
+                ("mid_block.attentions.0.", 0.2),
+                ("up_blocks.0.attentions.0.", 0.3),
+                ("up_blocks.0.attentions.1.", 0.4)
+            ]
+        );
+        let said = by_layer(&[0.1, 0.2], &unet()).expect_err("too few").to_string();
+        assert!(said.contains("has 2 numbers, but the UNet has 4 transformers"), "{said}");
     }
 
     #[test]

@@ -121,7 +121,7 @@ fn teach(
     let (Model::Tokenizer(known), Some(weights)) = (&tokenizer.model, &encoder.weights) else {
         return Err(Error::Unsupported(format!("a `{}` with a `{}` learns no words", encoder.class, tokenizer.class)));
     };
-    let (name, mut table) = ClipTextModel::word_table(weights)
+    let (name, mut table) = ClipTextModel::word_table(weights)?
         .ok_or_else(|| Error::Unsupported(format!("a `{}` without a table of words learns none", encoder.class)))?;
     let mut known: ClipTokenizer = known.clone();
     for (word, vectors) in lessons {
@@ -132,7 +132,7 @@ fn teach(
     let class = tokenizer.class.clone();
     Ok([
         Component { class, key: tokenizer_key, bytes: 0, model, weights: None, base: None },
-        rebuilt(encoder, weights, HashMap::from([(name.to_owned(), table)]), encoder_key, None)?,
+        rebuilt(encoder, weights, HashMap::from([(name.to_owned(), table)]).into(), encoder_key, None)?,
     ])
 }
 

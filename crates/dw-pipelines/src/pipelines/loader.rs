@@ -3,10 +3,13 @@
 //! Works in two passes, so that everything that can be known without reading weights is checked first and
 //! progress can say how much there is to read.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use candle_core::{DType, Device};
-use dw_core::event::Event;
+use candle_core::{DType, Device, Shape, Tensor};
+use dw_core::{event::Event, fit::FitPlan};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -16,6 +19,7 @@ use super::{
     clip_pixels::ClipPixels,
     components::{Component, Model, Parts, SchedulerSetup, SharedComponent, numbered},
     ip_adapter::{Found, IpAdapters, check_encoder},
+    memory::{Call, Decision, Memory, Need as MemoryNeed, base_name, decide, refuse_if_too_large, stage_of},
 };
 use crate::{
     Error, Result, device,
@@ -25,10 +29,11 @@ use crate::{
         FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel,
         SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, UnetConfig, config::without_nulls,
     },
+    quant::{QuantizationRequest, Scheme},
     registry::{Implementation, Task},
-    request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
+    request::{ComponentChoice, ComponentRequest, Context, Paging, PipelineRequest, SchedulerRequest},
     text::{ClipTokenizer, T5Tokenizer},
-    weights::Weights,
+    weights::{Occupancy, Placement, Rest, Weights, paging::Pager},
 };
 
 mod flux_family;
@@ -113,7 +118,7 @@ impl Kind {
 
     /// Whether LoRAs may act on it.
     fn takes_adapters(self) -> bool {
-        matches!(self, Self::ClipText | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
+        matches!(self, Self::ClipText | Self::T5 | Self::Unet | Self::Sd3Transformer | Self::FluxTransformer)
     }
 }
 
@@ -135,6 +140,12 @@ struct Planned {
     /// None for a tokenizer.
     weights: Option<WeightFiles>,
     dtype: DType,
+    /// How its layers are stored, where the step says so.
+    scheme: Option<Scheme>,
+    /// Where it runs.
+    device: Device,
+    /// When its layers come and go; none when they stay.
+    paging: Option<Paging>,
 }
 
 /// Where a component comes from.
@@ -160,36 +171,20 @@ pub(crate) fn load(
     };
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
-    let mut planner = Planner { request, files, index: &index, hub, cache, context };
-    let mut origins = Vec::new();
-    for slot in implementation.slots {
-        let planned = planner.plan(*slot)?;
-        if planned.is_empty() && slot.kind.is_needed() {
-            let (class, name) = (implementation.class, slot.name);
-            return Err(Error::Unsupported(format!(
-                "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
-                 `{name}` to the step"
-            )));
-        }
-        origins.extend(planned);
-    }
-    check_family(&origins)?;
-    sd3_family::check(&origins)?;
-    flux_family::check(&origins)?;
-    if let Some(planned) = planner.own_image_encoder(&found, &origins)? {
-        origins.push((planned.name.clone(), Origin::Loaded(planned)));
-    }
+    let planner = Planner { request, files, index: &index, hub, cache, context };
+    let mut origins = planner.origins(implementation, &found)?;
     let pixels = planner.clip_pixels(&found)?;
     let feature_extractor = planner.own_feature_extractor(implementation)?;
-    let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
-    if !has_unet && !request.ip_adapters.is_empty() {
-        return Err(Error::Unsupported(format!(
-            "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
-            implementation.class
-        )));
+    let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
+    let Decision { paging, tiling, plan } = planner.decide(&origins)?;
+    context.events.emit(Event::FitPlan { plan: plan.clone() });
+    refuse_if_too_large(&plan, &request.memory)?;
+    for (_, origin) in &mut origins {
+        if let Origin::Loaded(planned) = origin {
+            planned.page(request.memory.paging(base_name(&planned.name), paging));
+        }
     }
-    let adapters = Adapters::find(request, has_unet, hub, context)?;
-    let mut components = read_all(origins, &request.device, cache, context)?;
+    let mut components = read_all(origins, cache, context)?;
     adapters.put_on(&mut components, cache, context)?;
     let mut parts = Parts {
         class: implementation.class,
@@ -203,9 +198,28 @@ pub(crate) fn load(
         reuse: None,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
+        memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
+        fit: Arc::new(plan),
     };
     parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
     Ok(parts)
+}
+
+/// What [`load`] would say about memory, without reading weights.
+pub(crate) fn fit(
+    request: &PipelineRequest,
+    implementation: &Implementation,
+    files: Arc<ModelFiles>,
+    index: &Value,
+    (hub, cache): (&Hub, &ComponentCache),
+    context: Context<'_>,
+) -> Result<FitPlan> {
+    check_names(request, implementation)?;
+    let found: Vec<Found> =
+        request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
+    let planner = Planner { request, files, index, hub, cache, context };
+    let origins = planner.origins(implementation, &found)?;
+    Ok(planner.decide(&origins)?.plan)
 }
 
 /// Refuses replacements for components that the class does not have. Leaving such a component out is fine:
@@ -312,8 +326,95 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
+    /// Where each component of `implementation` comes from, as far as the model has it.
+    fn origins(&self, implementation: &Implementation, found: &[Found<'_>]) -> Result<Vec<(String, Origin)>> {
+        let mut origins = Vec::new();
+        for slot in implementation.slots {
+            let planned = self.plan(*slot)?;
+            if planned.is_empty() && slot.kind.is_needed() {
+                let (class, name) = (implementation.class, slot.name);
+                return Err(Error::Unsupported(format!(
+                    "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
+                     `{name}` to the step"
+                )));
+            }
+            origins.extend(planned);
+        }
+        check_family(&origins)?;
+        sd3_family::check(&origins)?;
+        flux_family::check(&origins)?;
+        if let Some(planned) = self.own_image_encoder(found, &origins)? {
+            origins.push((planned.name.clone(), Origin::Loaded(planned)));
+        }
+        let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
+        if !has_unet && !self.request.ip_adapters.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
+                implementation.class
+            )));
+        }
+        self.check_memory_names(&origins)?;
+        Ok(origins)
+    }
+
+    /// Refuses what is said about the memory of components that the pipeline does not have, or cannot be done.
+    fn check_memory_names(&self, origins: &[(String, Origin)]) -> Result<()> {
+        let memory = &self.request.memory;
+        let names = || origins.iter().map(|(name, _)| base_name(name));
+        for (name, asked) in &memory.components {
+            // A type for a component that is left out changes nothing, and is common.
+            if (asked.paging.is_some() || asked.device.is_some()) && !names().any(|known| known == name) {
+                let known = names().collect::<Vec<_>>().join("`, `");
+                return Err(Error::Unsupported(format!(
+                    "`configuration.components` names `{name}`, but the pipeline has no such component; it has `{known}`"
+                )));
+            }
+            let is_elsewhere = asked.device.as_ref().is_some_and(|device| !device.same_device(&self.request.device));
+            if is_elsewhere && stage_of(name) != name {
+                return Err(Error::Unsupported(format!(
+                    "`configuration.components.{name}.device` differs from the device of the pipeline, which is where \
+                     `{name}` must run; set `configuration.device` instead"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What stays on the device, and whether that fits.
+    fn decide(&self, origins: &[(String, Origin)]) -> Result<Decision> {
+        let configs: BTreeMap<&str, Value> = origins
+            .iter()
+            .filter_map(|(name, origin)| match origin {
+                Origin::Loaded(planned) if planned.weights.is_some() => {
+                    Some(planned.raw_config().map(|config| (name.as_str(), config)))
+                }
+                _ => None,
+            })
+            .collect::<Result<_>>()?;
+        let null = Value::Null;
+        let denoiser = configs.iter().find(|(name, _)| ["unet", "transformer"].contains(*name));
+        let vae = configs.get("vae").unwrap_or(&null);
+        let memory = &self.request.memory;
+        let call = Call::new(memory.call, memory.vae_tiling, denoiser.map_or(&null, |(_, config)| config), vae);
+        let mut needs = Vec::new();
+        for (name, origin) in origins {
+            let Origin::Loaded(planned) = origin else { continue };
+            let (Some(files), Some(config)) = (&planned.weights, configs.get(name.as_str())) else { continue };
+            let mut need = MemoryNeed::new(
+                name,
+                (files, planned.scheme.as_ref()),
+                config,
+                (planned.dtype, &planned.device),
+                &call,
+            )?;
+            need.is_loaded = self.cache.contains(&planned.key);
+            needs.push(need);
+        }
+        Ok(decide(memory, &needs, call, &self.request.device))
+    }
+
     /// The components for a slot, by name: none, one, or for ControlNets a list.
-    fn plan(&mut self, slot: Slot) -> Result<Vec<(String, Origin)>> {
+    fn plan(&self, slot: Slot) -> Result<Vec<(String, Origin)>> {
         let name = slot.name;
         let single = |origin: Origin| vec![(name.to_owned(), origin)];
         match self.request.components.get(name) {
@@ -334,7 +435,7 @@ impl Planner<'_> {
                 let Some(class) = self.index.pointer(&format!("/{name}/1")).and_then(Value::as_str) else {
                     return Ok(Vec::new());
                 };
-                let dtype = self.request.dtype.unwrap_or(DType::F32);
+                let dtype = self.dtype(name, None);
                 let variant = self.request.variant.as_deref();
                 let files = Arc::clone(&self.files);
                 self.planned((slot, 0), class, files, name, variant, dtype).map(Origin::Loaded).map(single)
@@ -354,7 +455,7 @@ impl Planner<'_> {
         if is_settled {
             return Ok(None);
         }
-        let dtype = self.request.dtype.unwrap_or(DType::F32);
+        let dtype = self.dtype(slot.name, None);
         let files = Arc::clone(&adapter.files);
         let planned = self.planned((slot, 0), "CLIPVisionModelWithProjection", files, &folder, None, dtype);
         planned.map(Some).map_err(|error| match error {
@@ -387,6 +488,11 @@ impl Planner<'_> {
         Ok(ClipPixels::new(config.as_ref()))
     }
 
+    /// The type of a component whose own settings say `own`; what the configuration says is applied last.
+    fn dtype(&self, name: &str, own: Option<DType>) -> DType {
+        self.request.memory.dtype(name).or(own).or(self.request.dtype).unwrap_or(DType::F32)
+    }
+
     fn shared(&self, slot: Slot) -> Result<SharedComponent> {
         let name = slot.name;
         self.cache.shared(name).ok_or_else(|| {
@@ -410,8 +516,15 @@ impl Planner<'_> {
             files => (files, component.subfolder.clone().unwrap_or_default()),
         };
         let files = Arc::new(files);
-        let dtype = component.dtype.or(self.request.dtype).unwrap_or(DType::F32);
-        self.planned((slot, at), &component.class, files, folder.trim_matches('/'), component.variant.as_deref(), dtype)
+        let quantization = component.quantization.as_ref();
+        let compute = quantization.and_then(|quantization| quantization.compute_dtype);
+        let dtype = self.dtype(slot.name, component.dtype.or(compute));
+        let variant = component.variant.as_deref();
+        let planned = self.planned((slot, at), &component.class, files, folder.trim_matches('/'), variant, dtype)?;
+        match quantization {
+            Some(quantization) => planned.quantized(quantization, self.context),
+            None => Ok(planned),
+        }
     }
 
     fn planned(
@@ -439,9 +552,9 @@ impl Planner<'_> {
             let contents = weights.fingerprint()? + &files.fingerprint(folder, &["config.json"])?;
             (Some(weights), contents)
         };
-        let device = device::name(&self.request.device);
-        let key = format!("{class}|{}|{device}|{contents}", dtype.as_str());
-        Ok(Planned {
+        let device = self.request.memory.device(slot.name, &self.request.device).clone();
+        let key = format!("{class}|{}|{}|{contents}", dtype.as_str(), device::name(&device));
+        let mut planned = Planned {
             name: numbered(slot.name, at),
             kind: slot.kind,
             class: class.to_owned(),
@@ -450,7 +563,15 @@ impl Planner<'_> {
             folder: folder.to_owned(),
             weights,
             dtype,
-        })
+            device,
+            paging: None,
+            scheme: None,
+        };
+        if let Some(WeightFiles::Random { name, .. }) = &planned.weights {
+            let tensors = Arc::new(planned.parameters()?);
+            planned.weights = Some(WeightFiles::Random { name: name.clone(), tensors });
+        }
+        Ok(planned)
     }
 }
 
@@ -479,7 +600,6 @@ fn read_ip_adapters(
 /// Takes components from the cache or reads them, and tells how far the reading is.
 fn read_all(
     origins: Vec<(String, Origin)>,
-    device: &Device,
     cache: &mut ComponentCache,
     context: Context<'_>,
 ) -> Result<BTreeMap<String, SharedComponent>> {
@@ -503,7 +623,7 @@ fn read_all(
     let mut before = 0;
     for planned in missing {
         context.cancel.check()?;
-        let component = Arc::new(planned.read(device, before, total, context)?);
+        let component = Arc::new(planned.read(cache.occupancy(), (before, total), context)?);
         if let Some(weights) = &planned.weights {
             before += weights.bytes()?;
             context.events.emit(Event::Loading { component: planned.name.clone(), bytes: before, total });
@@ -515,7 +635,78 @@ fn read_all(
 }
 
 impl Planned {
-    fn read(&self, device: &Device, before: u64, total: u64, context: Context<'_>) -> Result<Component> {
+    /// The same component with its layers stored as a step asks for.
+    fn quantized(self, request: &QuantizationRequest, context: Context<'_>) -> Result<Self> {
+        let scheme = Scheme::of(request)?;
+        let Some(weights) = &self.weights else {
+            let name = &self.name;
+            return Err(Error::Unsupported(format!(
+                "component `{name}` has no weights; remove its `quantization_config`"
+            )));
+        };
+        if scheme.format.is_none() && !weights.is_gguf() {
+            return Err(Error::Unsupported(format!(
+                "`{}` of component `{}` is for GGUF files; name one in `from_single_file`, or use another class",
+                request.class, self.name
+            )));
+        }
+        let warn = |message: String| context.events.emit(Event::Warning { message });
+        if let Some(message) = &scheme.message {
+            warn(format!("component `{}`: {message}", self.name));
+        }
+        if let Some(compute) = request.compute_dtype.filter(|compute| *compute != self.dtype) {
+            warn(format!(
+                "component `{}` computes in `{}`, its `torch_dtype`, not in `{}`; name one type in both places",
+                self.name,
+                self.dtype.as_str(),
+                compute.as_str()
+            ));
+        }
+        let key = format!("{}|{}", self.key, scheme.key());
+        Ok(Self { key, scheme: Some(scheme), ..self })
+    }
+
+    /// Settles when its layers come and go; a component that is kept in another way is another component.
+    fn page(&mut self, paging: Option<Paging>) {
+        if let Some(paging) = paging.filter(|_| self.weights.is_some()) {
+            self.key = format!("{}|{paging:?}", self.key);
+            self.paging = Some(paging);
+        }
+    }
+
+    /// Names and shapes of the parameters that its configuration asks for.
+    fn parameters(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let asked: Arc<Mutex<BTreeMap<String, Vec<usize>>>> = Arc::default();
+        let seen = Arc::clone(&asked);
+        // One zero stands for all values, so that nothing of the model's size is made.
+        let make = move |name: &str, shape: &Shape| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.insert(name.to_owned(), shape.dims().to_vec());
+            Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+        };
+        self.build(Weights::generated(make, DType::F32, &Device::Cpu))?;
+        let asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(asked.into_iter().collect())
+    }
+
+    /// Its weights, left where they are stored.
+    fn open(&self, files: &WeightFiles, paging: Paging, occupancy: &Arc<Occupancy>) -> Result<Weights> {
+        // On a CPU host memory is the device; elsewhere it spares the conversion, and the disk, as long as there is some.
+        let host = device::memory(&Device::Cpu);
+        let has_room = host.is_some_and(|host| files.bytes().is_ok_and(|bytes| host.free / 2 > bytes));
+        let rest = if !self.device.is_cpu() && has_room { Rest::Host } else { Rest::File };
+        let pager = Pager::new(paging, rest, stage_of(&self.name), occupancy);
+        let scheme = self.scheme.as_ref();
+        let placement = Placement { dtype: self.dtype, device: &self.device, pager, scheme };
+        match files {
+            WeightFiles::Disk(files) => Weights::open(files, placement),
+            WeightFiles::Memory { name, bytes } => Weights::open_bytes(bytes, name, placement),
+            WeightFiles::Part(part) => Weights::open_part(part, placement),
+            WeightFiles::Random { name, tensors } => Ok(Weights::open_random(tensors, name, placement)),
+        }
+    }
+
+    fn read(&self, occupancy: &Arc<Occupancy>, (before, total): (u64, u64), context: Context<'_>) -> Result<Component> {
         let Some(files) = &self.weights else {
             let model = self.tokenizer()?;
             return Ok(Component {
@@ -533,14 +724,21 @@ impl Planned {
             context.events.emit(Event::Loading { component, bytes: (before + read).min(total), total });
             Ok(())
         };
-        let weights = match files {
-            WeightFiles::Disk(files) => Weights::load(files, self.dtype, device, &mut progress)?,
-            WeightFiles::Memory { name, bytes } => Weights::from_bytes(bytes, name, self.dtype, device, &mut progress)?,
-            WeightFiles::Part(part) => Weights::from_checkpoint(part, self.dtype, device, &mut progress)?,
+        let (dtype, device, scheme) = (self.dtype, &self.device, self.scheme.as_ref());
+        let weights = match (self.paging, files) {
+            (Some(paging), files) => self.open(files, paging, occupancy)?,
+            (None, WeightFiles::Disk(files)) => Weights::load_as(files, dtype, device, scheme, &mut progress)?,
+            (None, WeightFiles::Memory { name, bytes }) => {
+                Weights::from_bytes(bytes, name, dtype, device, scheme, &mut progress)?
+            }
+            (None, WeightFiles::Part(part)) => Weights::from_checkpoint(part, dtype, device, scheme, &mut progress)?,
+            (None, WeightFiles::Random { name, tensors }) => {
+                Weights::random(tensors, name, (dtype, device), scheme, &mut progress)?
+            }
         };
         let model = self.build(weights.clone())?;
         self.warn_of_unused(&weights, context);
-        let bytes = weights.bytes();
+        let bytes = if weights.is_paged() { 0 } else { weights.bytes() };
         let weights = self.kind.takes_adapters().then_some(weights);
         Ok(Component { class: self.class.clone(), key: self.key.clone(), bytes, model, weights, base: None })
     }
@@ -572,6 +770,11 @@ impl Planned {
             Kind::Siglip => Model::Siglip(SiglipVisionModel::new(&self.config()?, weights)?),
             Kind::Redux => Model::Redux(ReduxImageEncoder::new(&self.config()?, &weights)?),
         })
+    }
+
+    /// The component's `config.json` as it is.
+    fn raw_config(&self) -> Result<Value> {
+        self.files.require_json(&sub(&self.folder, "config.json"))
     }
 
     /// The component's `config.json`.

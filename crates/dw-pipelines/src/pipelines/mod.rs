@@ -24,6 +24,7 @@ mod ip_adapter;
 mod latent_control;
 mod learn;
 pub(crate) mod loader;
+pub mod memory;
 mod prompt;
 mod sd3_prompt;
 mod sd3_transformer;
@@ -47,7 +48,7 @@ mod weighting;
 use std::sync::Arc;
 
 use candle_core::Device;
-use dw_core::{arguments::Arguments, artifact::Entry};
+use dw_core::{arguments::Arguments, artifact::Entry, event::Event, fit::FitPlan};
 
 pub use cache::ComponentCache;
 pub(crate) use call::Surroundings;
@@ -56,13 +57,14 @@ pub use denoise::Observer;
 
 use crate::{
     Error, Result,
-    hub::{Hub, Need},
+    hub::{Hub, ModelFiles, Need},
     models::Reuse,
     registry::{self, Family, Implementation, Steering},
     request::{Context, PipelineRequest},
     rng::Generators,
 };
 use components::Parts;
+use serde_json::Value;
 
 /// A loaded pipeline. Dropping it frees what the cache does not keep.
 pub struct Pipeline {
@@ -94,6 +96,22 @@ impl Pipeline {
         cache: &mut ComponentCache,
         context: Context<'_>,
     ) -> Result<Self> {
+        let (implementation, files, index) = Self::open(request, hub, context)?;
+        let parts = loader::load(request, implementation, Arc::new(files), index, (hub, cache), context)?;
+        Ok(Self { implementation, parts, rescaled: None })
+    }
+
+    /// What [`Self::load`] would say about memory. Fetches what the hub must give, and reads no weights.
+    pub fn plan(request: &PipelineRequest, hub: &Hub, cache: &ComponentCache, context: Context<'_>) -> Result<FitPlan> {
+        let (implementation, files, index) = Self::open(request, hub, context)?;
+        loader::fit(request, implementation, Arc::new(files), &index, (hub, cache), context)
+    }
+
+    fn open(
+        request: &PipelineRequest,
+        hub: &Hub,
+        context: Context<'_>,
+    ) -> Result<(&'static Implementation, ModelFiles, Value)> {
         let class = registry::find(&request.class)?;
         let files = hub.open(&request.source, context)?;
         files.fetch("", Need::File("model_index.json"), context)?;
@@ -102,8 +120,12 @@ impl Pipeline {
             reason: "is missing, so this is no complete model in the diffusers layout; correct the path".into(),
         })?;
         let implementation = class.resolve(&index, Steering::of(request))?;
-        let parts = loader::load(request, implementation, Arc::new(files), index, (hub, cache), context)?;
-        Ok(Self { implementation, parts, rescaled: None })
+        Ok((implementation, files, index))
+    }
+
+    /// What was said about its memory before it was read.
+    pub fn fit(&self) -> &FitPlan {
+        &self.parts.fit
     }
 
     /// The class that runs, after `DiffusionPipeline` and its like are resolved.
@@ -164,7 +186,11 @@ impl Pipeline {
         context.cancel.check()?;
         self.rescale(lora_factor(arguments), context)?;
         let parts = self.rescaled.as_ref().map_or(&self.parts, |(_, parts)| parts);
-        (self.implementation.run)(parts, arguments, Surroundings { generators, context, observer })
+        let run = || (self.implementation.run)(parts, arguments, Surroundings { generators, context, observer });
+        let result = parts.memory.limits.during(run);
+        parts.memory.occupancy.leave();
+        parts.memory.take_notes().into_iter().for_each(|message| context.events.emit(Event::Warning { message }));
+        result
     }
 
     /// Makes sure that [`Self::rescaled`] holds what a call with this factor runs with.
@@ -190,5 +216,5 @@ impl Pipeline {
 fn lora_factor(arguments: &Arguments) -> f64 {
     let kwargs = ["cross_attention_kwargs", "joint_attention_kwargs"];
     let scale = kwargs.iter().find_map(|name| arguments.values.get(*name)?.get("scale"));
-    scale.and_then(serde_json::Value::as_f64).unwrap_or(1.0)
+    scale.and_then(Value::as_f64).unwrap_or(1.0)
 }

@@ -3,10 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -45,15 +42,8 @@ impl Weights {
         dtype: DType,
         device: &Device,
     ) -> Self {
-        let store = Store {
-            entries: HashMap::new(),
-            origin: "generated weights".into(),
-            dtype,
-            device: device.clone(),
-            taken: Mutex::default(),
-            foreign: None,
-            generated: Some(Generated { make: Box::new(make), bytes: AtomicU64::new(0) }),
-        };
-        Self { store: Arc::new(store), names: None, prefix: String::new() }
+        let store = Store::new(HashMap::new(), "generated weights".into(), dtype, device.clone());
+        let generated = Some(Generated { make: Box::new(make), bytes: AtomicU64::new(0) });
+        Self::of(Store { generated, ..store })
     }
 }

@@ -1,7 +1,7 @@
-//! Reads safetensors bytes: maps files, checks headers, converts tensors on the host.
+//! Reads the tensors of weight files into entries: in the order of the file, converted and quantized on the host by
+//! all threads, then uploaded.
 //!
-//! Everything a hostile or truncated file can claim is checked here, so that the rest of the crate
-//! only meets tensors. Which file to read is decided by [`super::folder`].
+//! What files can claim is checked by [`super::file`]; which file to read is decided by [`super::folder`].
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,162 +9,158 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{DType, Device, Tensor, safetensors::Load};
-use memmap2::Mmap;
-use safetensors::{
-    Dtype, SafeTensors,
-    tensor::{Metadata, SafeTensorError, TensorView},
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::{
+    Entry, decode,
+    file::{Encoding, WeightFile, bad_file},
+    logical::{Logical, TensorFiles},
+    single_file::{Change, CheckpointPart},
+};
+use crate::{
+    Result,
+    quant::{Scheme, Weight},
 };
 
-use super::{Entry, single_file::CheckpointPart};
-use crate::{Error, Result};
+/// How many bytes of a file are read together: enough work for all threads, little enough for progress to be seen.
+const BATCH: u64 = 64 << 20;
 
-/// The first bytes of the text file that stands in for a file which git-lfs did not fetch.
-const LFS_POINTER: &[u8] = b"version https://git-lfs";
-
-/// What floating point tensors become and where tensors go.
+/// What tensors become and where they go.
+#[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
+    /// The type of floating point values.
     pub(super) dtype: DType,
     pub(super) device: &'a Device,
+    /// How the weights of layers are stored, where that is to be changed.
+    pub(super) scheme: Option<&'a Scheme>,
 }
 
-/// Maps a file into memory for reading.
-pub(super) fn map(path: &Path) -> Result<Mmap> {
-    let file = fs_err::File::open(path)?;
-    if file.metadata()?.len() == 0 {
-        return Err(bad_file(path, "the file is empty; fetch it again"));
-    }
-    // SAFETY: the map is read-only and private to this process. Another process that truncates the file while
-    // it is read could fault this one, which is the accepted price of not copying gigabytes; model files are
-    // written once and then only read.
-    #[allow(unsafe_code)]
-    let map = unsafe { Mmap::map(file.file()) };
-    Ok(map.map_err(|error| std::io::Error::new(error.kind(), format!("cannot map `{}`: {error}", path.display())))?)
+/// A tensor to be read, and what becomes of it.
+struct Job<'a> {
+    name: &'a str,
+    tensor: &'a Logical,
+    /// Names in the model, with what is done on the way there.
+    places: Vec<(String, Change)>,
 }
 
-/// Reads every tensor of `bytes` into `entries`. `read` counts the bytes over all files.
+/// Reads every tensor of `files` into `entries`. `progress` hears of the bytes read so far after each.
 pub(super) fn read_all(
-    bytes: &[u8],
-    path: &Path,
-    target: &Target,
-    read: &mut u64,
+    files: &TensorFiles<'_>,
+    target: &Target<'_>,
     progress: &mut dyn FnMut(u64) -> Result<()>,
     entries: &mut HashMap<String, Entry>,
 ) -> Result<()> {
-    let tensors = parse(bytes, path)?;
-    let origin: Arc<str> = path.display().to_string().into();
-    let mut views: Vec<(&str, TensorView)> = tensors.iter().collect();
+    let job = |(name, tensor): (&'_ String, &'_ Logical)| (name.clone(), tensor.position());
+    let mut order: Vec<(String, (usize, usize))> = files.tensors().iter().map(job).collect();
     // In file order, so that a cold disk is read from front to back.
-    views.sort_by_key(|(_, view)| view.data().as_ptr());
-    for (name, view) in views {
-        let tensor = convert(name, &view, path, target)?;
-        if entries.insert(name.to_owned(), Entry { tensor, origin: origin.clone() }).is_some() {
-            return Err(bad_file(path, &format!("tensor `{name}` is in two shards; fetch the model again")));
-        }
-        *read += view.data().len() as u64;
-        progress(*read)?;
-    }
-    Ok(())
+    order.sort_by_key(|(_, position)| *position);
+    let jobs = order.iter().map(|(name, _)| {
+        let tensor = &files.tensors()[name];
+        Job { name, tensor, places: vec![(name.clone(), Change::None)] }
+    });
+    read_jobs(files, &jobs.collect::<Vec<_>>(), target, progress, entries)
 }
 
 /// Reads the tensors of one component of a checkpoint into `entries`, each under its canonical name, and gives the
 /// names of those that have no place in the model.
 pub(super) fn read_part(
     part: &CheckpointPart,
-    target: &Target,
+    target: &Target<'_>,
     progress: &mut dyn FnMut(u64) -> Result<()>,
     entries: &mut HashMap<String, Entry>,
 ) -> Result<Vec<String>> {
-    let origin: Arc<str> = part.path().display().to_string().into();
-    let (mut passed_over, mut read) = (Vec::new(), 0);
+    let (mut passed_over, mut jobs) = (Vec::new(), Vec::new());
     for reading in part.readings()? {
         if reading.targets.is_empty() {
             passed_over.push(reading.name.to_owned());
-        } else {
-            let stored = load(reading.name, &reading.view, part.path())?;
-            for place in reading.targets {
-                let tensor = settle(&place.change.apply(&stored)?, target)?;
-                entries.insert(place.name, Entry { tensor, origin: origin.clone() });
-            }
         }
-        read += reading.view.data().len() as u64;
-        progress(read)?;
+        let places = reading.targets.into_iter().map(|place| (place.name, place.change)).collect();
+        jobs.push(Job { name: reading.name, tensor: reading.tensor, places });
     }
+    read_jobs(part.files(), &jobs, target, progress, entries)?;
     Ok(passed_over)
+}
+
+fn read_jobs(
+    files: &TensorFiles<'_>,
+    jobs: &[Job<'_>],
+    target: &Target<'_>,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+    entries: &mut HashMap<String, Entry>,
+) -> Result<()> {
+    let origins: HashMap<&Path, Arc<str>> =
+        files.files().iter().map(|file| (file.path(), file.path().display().to_string().into())).collect();
+    let (mut rest, mut read) = (jobs, 0);
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |job: &&Job<'_>| {
+            bytes += job.tensor.bytes();
+            bytes <= BATCH
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (batch, later) = rest.split_at(count);
+        let settled = batch.par_iter().map(|job| job.run(files, target)).collect::<Result<Vec<_>>>()?;
+        for (job, weights) in batch.iter().zip(settled) {
+            let origin = &origins[files.path(job.tensor)];
+            for (name, weight) in weights {
+                entries.insert(name, Entry::held(weight.to_device(target.device)?, origin));
+            }
+            read += job.tensor.bytes();
+            progress(read)?;
+        }
+        rest = later;
+    }
+    Ok(())
+}
+
+impl Job<'_> {
+    /// The weights it becomes, in host memory.
+    fn run(&self, files: &TensorFiles<'_>, target: &Target<'_>) -> Result<Vec<(String, Weight)>> {
+        if self.places.is_empty() {
+            return Ok(Vec::new());
+        }
+        // What will be quantized is read as it is stored.
+        let is_quantized = |(name, change): &(String, Change)| {
+            let dims = change.shape(self.tensor.shape()).unwrap_or_default();
+            target.scheme.is_some_and(|scheme| scheme.format.is_some() && scheme.covers(name, &dims))
+        };
+        let dtype = if self.places.iter().any(is_quantized) { None } else { Some(target.dtype) };
+        let stored = files.read(self.name, self.tensor, dtype)?;
+        let settle = |(name, change): &(String, Change)| Ok((name.clone(), settle(&stored, name, *change, target)?));
+        self.places.iter().map(settle).collect()
+    }
+}
+
+/// A weight under its name in the model, changed on the way there as it must be, quantized if it is to be, else in the
+/// type where it is used; in host memory.
+pub(super) fn settle(stored: &Weight, name: &str, change: Change, target: &Target<'_>) -> Result<Weight> {
+    let weight = change.apply(stored)?;
+    let weight = match target.scheme {
+        Some(scheme) => scheme.apply(name, weight)?,
+        None => weight,
+    };
+    weight.to_dtype(target.dtype)
 }
 
 /// Every tensor of a safetensors file as it is stored, on the host: small files that change a model.
 pub(crate) fn read_stored(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let bytes = map(path)?;
-    let tensors = parse(&bytes, path)?;
-    let read = |(name, view): (&str, TensorView)| Ok((name.to_owned(), load(name, &view, path)?));
-    tensors.iter().map(read).collect()
+    let file = WeightFile::open(path)?;
+    let read = |(name, record): (&String, &super::file::Record)| {
+        let Encoding::Plain(stored) = record.encoding else {
+            return Err(bad_file(path, &format!("tensor `{name}` is quantized; use the file as safetensors")));
+        };
+        Ok((name.clone(), decode::tensor(name, stored, &record.shape, file.data(record), None, path)?))
+    };
+    file.records().iter().map(read).collect()
 }
 
-/// The text that a safetensors file holds beside its tensors, by key.
+/// The text that a file holds beside its tensors, by key.
 pub(crate) fn read_metadata(path: &Path) -> Result<HashMap<String, String>> {
-    let bytes = map(path)?;
-    let (_, header) = header(&bytes, path)?;
-    Ok(header.metadata().clone().unwrap_or_default())
+    Ok(WeightFile::open(path)?.metadata().clone())
 }
 
-/// The names of the tensors of a safetensors file, read from its header.
+/// The names of the tensors of a file, read from its header.
 pub(crate) fn read_names(path: &Path) -> Result<Vec<String>> {
-    let bytes = map(path)?;
-    Ok(parse(&bytes, path)?.names().into_iter().map(str::to_owned).collect())
-}
-
-/// The checked header of a file, and where its data begin.
-pub(super) fn header(bytes: &[u8], path: &Path) -> Result<(usize, Metadata)> {
-    let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| not_safetensors(bytes, path, &error))?;
-    Ok((length + size_of::<u64>(), metadata))
-}
-
-fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(bytes, path, &error))
-}
-
-fn not_safetensors(bytes: &[u8], path: &Path, error: &SafeTensorError) -> Error {
-    if bytes.starts_with(LFS_POINTER) {
-        return bad_file(path, "this is a git-lfs pointer, not the weights; run `git lfs pull` in its repository");
-    }
-    bad_file(path, &format!("not a valid safetensors file ({error}); fetch it again"))
-}
-
-fn convert(name: &str, view: &TensorView, path: &Path, target: &Target) -> Result<Tensor> {
-    settle(&load(name, view, path)?, target)
-}
-
-/// A tensor as it is stored, on the host.
-fn load(name: &str, view: &TensorView, path: &Path) -> Result<Tensor> {
-    match view.dtype() {
-        Dtype::F64
-        | Dtype::F32
-        | Dtype::F16
-        | Dtype::BF16
-        | Dtype::I64
-        | Dtype::I32
-        | Dtype::I16
-        | Dtype::U32
-        | Dtype::U8 => {}
-        other => {
-            return Err(bad_file(
-                path,
-                &format!(
-                    "tensor `{name}` holds `{other:?}` values, which cannot be read; use the model in float16, bfloat16 or float32"
-                ),
-            ));
-        }
-    }
-    Ok(view.load(&Device::Cpu)?)
-}
-
-/// A tensor in the type and at the place where it is used. Whole numbers keep their type.
-fn settle(tensor: &Tensor, target: &Target) -> Result<Tensor> {
-    let tensor = if tensor.dtype().is_float() { tensor.to_dtype(target.dtype)? } else { tensor.clone() };
-    Ok(tensor.to_device(target.device)?)
-}
-
-fn bad_file(path: &Path, reason: &str) -> Error {
-    Error::BadFile { path: path.to_owned(), reason: reason.to_owned() }
+    Ok(WeightFile::open(path)?.records().keys().cloned().collect())
 }

@@ -22,7 +22,7 @@ use dw_pipelines::{
     Result,
     hub::{Hub, ModelFiles, WeightFiles},
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, ModelSource, PipelineRequest},
+    request::{ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest},
     rng::{Generators, NoiseDialect},
     weights::Weights,
 };
@@ -110,7 +110,7 @@ fn weights(files: &ModelFiles, folder: &str, dtype: DType) -> Weights {
     let WeightFiles::Part(part) = files.weights(folder, None).expect("the component is there") else {
         panic!("`{folder}` does not come from the file")
     };
-    Weights::from_checkpoint(&part, dtype, &Device::Cpu, &mut |_| Ok(())).expect("a readable file")
+    Weights::from_checkpoint(&part, dtype, &Device::Cpu, None, &mut |_| Ok(())).expect("a readable file")
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -212,6 +212,7 @@ fn request(class: &str, source: ModelSource) -> PipelineRequest {
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     }
 }
 
@@ -275,6 +276,7 @@ fn replacement(class: &str, source: ModelSource) -> ComponentChoice {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     }])
 }
 

@@ -1,10 +1,15 @@
 //! `dw bench`: how long each stage of a workflow takes, first with nothing loaded, then with everything.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use dw_core::cancel::CancellationToken;
-use dw_engine::{Engine, EngineError, PlannedRun, RunRequest};
+use dw_engine::{Engine, EngineError, PlannedRun, RunRequest, Source};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use crate::{
     args::BenchArgs,
@@ -14,7 +19,7 @@ use crate::{
         Reporter,
         record::Record,
         table::Table,
-        text::{duration, print, print_json, say},
+        text::{bytes, duration, print, print_json, say},
     },
     request,
     session::Session,
@@ -36,6 +41,10 @@ struct Run {
     seconds: f64,
     /// Seconds of each stage.
     stages: Vec<Stage>,
+    /// Bytes of memory in use at most, where the system says.
+    peak: Option<u64>,
+    /// Bytes that were planned.
+    planned: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,7 +78,7 @@ pub(super) fn bench(args: &BenchArgs, session: &Session) -> Result<Exit, CliErro
     let folder = tempfile::tempdir()
         .map_err(|error| CliError::Failed(format!("cannot create a temporary folder for the files: {error}")))?;
     let mut engine = session.engine(&args.compute)?;
-    let name = args.file.display().to_string();
+    let name = name(args);
     let planned = run::plan(&engine, request(args, folder.path())?, &name, false)?;
     let (workflow, runs) = measure(&mut engine, &planned, args, session)?;
     let rows = rows(&runs);
@@ -77,18 +86,83 @@ pub(super) fn bench(args: &BenchArgs, session: &Session) -> Result<Exit, CliErro
         print_json(&Benchmark { workflow, stages: &rows, runs: &runs })?;
     } else {
         print(&table(&rows).render())?;
+        print(&memory(&runs))?;
     }
     Ok(Exit::Done)
 }
 
 fn request(args: &BenchArgs, output_dir: &Path) -> Result<RunRequest, CliError> {
     Ok(RunRequest {
-        variables: request::variables(&args.variables)?,
-        source: request::source(&args.file)?,
+        variables: request::variables(&variables(args))?,
+        source: source(args)?,
         seed: args.compute.seed.clone(),
         output_dir: output_dir.to_owned(),
         metadata: true,
     })
+}
+
+/// The workflow, as messages call it.
+fn name(args: &BenchArgs) -> String {
+    match (&args.random_weights, &args.file) {
+        (None, Some(file)) => file.display().to_string(),
+        (class, _) => format!("random weights of {}", class.as_deref().unwrap_or_default()),
+    }
+}
+
+/// The values for variables; without a workflow they begin where its file would be.
+fn variables(args: &BenchArgs) -> Vec<OsString> {
+    let first = args.file.as_ref().filter(|_| args.random_weights.is_some()).map(|file| file.as_os_str().to_owned());
+    first.into_iter().chain(args.variables.iter().cloned()).collect()
+}
+
+fn source(args: &BenchArgs) -> Result<Source, CliError> {
+    match (&args.random_weights, &args.file) {
+        (None, Some(file)) => request::source(file),
+        (class, _) => random_workflow(class.as_deref().unwrap_or_default(), args.configuration.as_deref()),
+    }
+}
+
+/// A workflow of one step that runs `class` with random weights.
+fn random_workflow(class: &str, configuration: Option<&str>) -> Result<Source, CliError> {
+    let asked: Map<String, Value> = serde_json::from_str(configuration.unwrap_or("{}"))
+        .map_err(|error| CliError::Usage(format!("`--configuration` is not a JSON object: {error}")))?;
+    let mut configuration = json!({ "component_type": class });
+    configuration.as_object_mut().into_iter().for_each(|known| known.extend(asked.clone()));
+    // Their type is that of their values, so they need some.
+    let side = if class == "StableDiffusionPipeline" { 512 } else { 1024 };
+    let workflow = json!({
+        "id": "random-weights",
+        "variables": {
+            "prompt": "a house on a hill", "height": side, "width": side, "num_inference_steps": 4,
+            "guidance_scale": 5.0, "torch_dtype": "torch.float32",
+        },
+        "seed": 0,
+        "steps": [{
+            "name": class,
+            "pipeline": {
+                "configuration": configuration,
+                "from_pretrained_arguments": {
+                    "model_name": format!("builtin:random/{class}"), "torch_dtype": "variable:torch_dtype",
+                },
+                "arguments": {
+                    "prompt": "variable:prompt", "height": "variable:height", "width": "variable:width",
+                    "num_inference_steps": "variable:num_inference_steps",
+                    "guidance_scale": "variable:guidance_scale",
+                },
+            },
+        }],
+    });
+    Ok(Source::Text { text: workflow.to_string(), base_dir: PathBuf::new() })
+}
+
+/// The largest peaks of the cold and the warm runs beside what was planned, in a line.
+fn memory(runs: &[Run]) -> String {
+    let largest = |cold: bool, of: fn(&Run) -> Option<u64>| {
+        let sizes = runs.iter().filter(|run| run.cold == cold).filter_map(of);
+        sizes.max().map_or_else(|| "-".into(), bytes)
+    };
+    let kind = |cold: bool| format!("{} (planned {})", largest(cold, |run| run.peak), largest(cold, |run| run.planned));
+    format!("peak memory: cold {}, warm {}\n", kind(true), kind(false))
 }
 
 /// One cold run and the warm ones.
@@ -101,7 +175,7 @@ fn measure(
     let cancel = CancellationToken::default();
     let reporter = Arc::new(Reporter::silent());
     interrupt::cancels(&cancel, &reporter)?;
-    let name = args.file.display().to_string();
+    let name = name(args);
     let (mut workflow, mut runs) = (String::new(), Vec::new());
     for number in 0..=args.runs {
         let summary = engine.run(planned, &*reporter, &cancel).map_err(|error| match error {
@@ -113,7 +187,10 @@ fn measure(
         if !session.quiet {
             say(&format!("{kind}: {}", duration(summary.seconds)));
         }
-        runs.push(Run { cold: number == 0, seconds: summary.seconds, stages: stages(&reporter.finish()) });
+        let record = reporter.finish();
+        let memory = || record.steps.iter().filter_map(|step| step.memory.as_ref());
+        let (peak, planned) = (memory().map(|m| m.peak).max(), memory().map(|m| m.planned).max());
+        runs.push(Run { cold: number == 0, seconds: summary.seconds, stages: stages(&record), peak, planned });
         workflow = summary.workflow;
     }
     Ok((workflow, runs))
@@ -179,7 +256,7 @@ mod tests {
 
     fn run(cold: bool, seconds: f64, stages: &[(&str, f64)]) -> Run {
         let stages = stages.iter().map(|(stage, seconds)| Stage { stage: (*stage).into(), seconds: *seconds });
-        Run { cold, seconds, stages: stages.collect() }
+        Run { cold, seconds, stages: stages.collect(), peak: Some(2_000_000), planned: None }
     }
 
     #[test]
@@ -198,6 +275,22 @@ mod tests {
                 row("total", Some(5.0), Some(1.0), Some(2.0)),
             ]
         );
+    }
+
+    #[test]
+    fn the_largest_peaks_stand_in_a_line() {
+        assert_eq!(memory(&[run(true, 5.0, &[])]), "peak memory: cold 2.0 MB (planned -), warm - (planned -)\n");
+    }
+
+    #[test]
+    fn a_class_becomes_a_workflow_of_one_step() {
+        let source = random_workflow("StableDiffusionPipeline", Some(r#"{"offload": "model"}"#));
+        let Ok(Source::Text { text, .. }) = source else { panic!("the object is valid") };
+        let workflow: Value = serde_json::from_str(&text).expect("JSON");
+        let pipeline = &workflow["steps"][0]["pipeline"];
+        assert_eq!(pipeline["configuration"], json!({"component_type": "StableDiffusionPipeline", "offload": "model"}));
+        assert_eq!(pipeline["from_pretrained_arguments"]["model_name"], "builtin:random/StableDiffusionPipeline");
+        assert!(random_workflow("X", Some("[]")).is_err());
     }
 
     #[test]

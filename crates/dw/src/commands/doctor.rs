@@ -111,7 +111,7 @@ fn examine(session: &Session) -> Report {
 fn chosen_device(session: &Session) -> Result<Option<String>, String> {
     let choice = session.device(None).map_err(|error| error.to_string())?;
     let name = choice.and_then(|choice| choice.name());
-    let config = EngineConfig { device: name.clone(), offline: true, cuda_noise: false };
+    let config = EngineConfig { device: name.clone(), offline: true, ..EngineConfig::default() };
     Engine::new(config).map_err(|error| error.to_string())?;
     Ok(name)
 }

@@ -13,7 +13,7 @@ use crate::{
     render::{
         Line, Reporter,
         findings::{self, Sources, Stream},
-        summary,
+        memory, summary,
         table::Table,
         text::{bytes, count, print, say, seed},
     },
@@ -162,6 +162,7 @@ fn describe(preview: &Preview, output_dir: &Path) -> String {
             table.row(["  write".into(), output_dir.join(file).display().to_string()]);
         }
         text += &table.render();
+        text += &step.fit.as_ref().map_or(String::new(), memory::table);
     }
     text += "\nNothing was loaded, run or written.\n";
     text

@@ -4,6 +4,7 @@
 mod excerpt;
 pub(crate) mod findings;
 mod json;
+pub(crate) mod memory;
 mod plain;
 pub(crate) mod record;
 pub(crate) mod summary;

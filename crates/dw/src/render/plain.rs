@@ -5,7 +5,7 @@ use std::fmt::Write;
 use dw_core::event::Event;
 
 use super::{
-    View,
+    View, memory,
     record::Record,
     text::{self, bytes, duration, printable, rate},
 };
@@ -43,6 +43,7 @@ impl PlainView {
             Event::Download { file, total, .. } => {
                 self.once(file).then(|| format!("  downloading {file} ({})", bytes(*total)))
             }
+            Event::FitPlan { plan } => Some(format!("  {}", memory::line(plan))),
             Event::Loading { component, .. } => self.once(component).then(|| format!("  loading {component}")),
             Event::DenoiseStep { done, of } => tenth(*done, *of).then(|| denoise_line(*done, *of, record)),
             Event::Warning { message } => Some(text::warning(message)),
@@ -53,6 +54,7 @@ impl PlainView {
             Event::RunStarted { .. }
             | Event::IterationStarted { .. }
             | Event::Reused { .. }
+            | Event::MemoryUsed { .. }
             | Event::StageFinished { .. }
             | Event::FileWritten { .. } => None,
         }
@@ -96,6 +98,13 @@ mod tests {
                 view.line(event, &record)
             })
             .collect()
+    }
+
+    #[test]
+    fn the_fit_plan_is_one_line_before_loading() {
+        let plan = memory::tests::plan();
+        let lines = lines(&[Event::FitPlan { plan }]);
+        assert!(lines.len() == 1 && lines[0].starts_with("  memory: about 3.7 GB of 4.0 GB"), "{lines:?}");
     }
 
     #[test]

@@ -41,6 +41,19 @@ pub(crate) struct StepRecord {
     pub(crate) seed: Option<Seed>,
     /// How many files it wrote.
     pub(crate) files: usize,
+    /// What it needed of a device's memory, where that is known.
+    pub(crate) memory: Option<MemoryRecord>,
+}
+
+/// The memory that a step needed.
+#[derive(Clone, Debug)]
+pub(crate) struct MemoryRecord {
+    /// Where.
+    pub(crate) device: String,
+    /// Bytes in use at most.
+    pub(crate) peak: u64,
+    /// Bytes that were planned.
+    pub(crate) planned: u64,
 }
 
 /// How fast a denoise loop goes.
@@ -91,7 +104,15 @@ impl Record {
                 self.change(|step| step.seed.clone_from(seed));
                 self.running.pop();
             }
-            Event::Download { .. } | Event::Loading { .. } | Event::Reused { .. } | Event::Warning { .. } => {}
+            Event::MemoryUsed { device, peak, planned } => {
+                let memory = MemoryRecord { device: device.clone(), peak: *peak, planned: *planned };
+                self.change(|step| step.memory = Some(memory));
+            }
+            Event::Download { .. }
+            | Event::FitPlan { .. }
+            | Event::Loading { .. }
+            | Event::Reused { .. }
+            | Event::Warning { .. } => {}
         }
     }
 

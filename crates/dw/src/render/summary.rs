@@ -6,7 +6,7 @@ use console::style;
 
 use super::{
     record::Record,
-    text::{count, duration, printable, seed},
+    text::{bytes, count, duration, printable, seed},
 };
 
 /// A finished run in a few lines.
@@ -16,6 +16,7 @@ pub(crate) fn finished(workflow: &str, seconds: f64, record: &Record) -> String 
     lines += &files(record);
     lines += &seeds(record);
     lines += &stages(record);
+    lines += &memory(record);
     lines
 }
 
@@ -64,6 +65,17 @@ fn stages(record: &Record) -> String {
     lines.collect()
 }
 
+/// The memory that each step needed, beside what was planned.
+fn memory(record: &Record) -> String {
+    let lines = record.steps.iter().filter_map(|step| {
+        let memory = step.memory.as_ref()?;
+        let name = if record.steps.len() > 1 { format!("{}: ", printable(&step.name)) } else { String::new() };
+        let (peak, planned) = (bytes(memory.peak), bytes(memory.planned));
+        Some(line("peak", &format!("{name}{peak} of memory on {}, {planned} planned", memory.device)))
+    });
+    lines.collect()
+}
+
 fn line(label: &str, value: &str) -> String {
     format!("\n  {} {value}", style(format!("{label:<5}")).for_stderr().dim())
 }
@@ -98,6 +110,15 @@ mod tests {
             plain(&finished("w", 1.5, &record(false, Some(7)))),
             "Finished w in 1.50 s\n  wrote outputs/w.png\n  seed  7\n  time  load 0.50 s"
         );
+    }
+
+    #[test]
+    fn the_memory_that_was_needed_stands_beside_what_was_planned() {
+        let mut record = record(false, None);
+        record.add(&Event::StepStarted { step: "more".into(), index: 0 });
+        record.add(&Event::MemoryUsed { device: "cpu".into(), peak: 3_100_000_000, planned: 3_000_000_000 });
+        let text = plain(&finished("w", 1.0, &record));
+        assert!(text.contains("peak  more: 3.1 GB of memory on cpu, 3.0 GB planned"), "{text}");
     }
 
     #[test]

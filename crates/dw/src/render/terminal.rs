@@ -8,7 +8,7 @@ use dw_core::event::Event;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
-    View,
+    View, memory,
     record::Record,
     text::{self, count, duration, printable, rate},
 };
@@ -110,6 +110,7 @@ impl View for TerminalView {
             Event::Download { file, bytes: done, total } => {
                 self.transfer(&format!("downloading {file}"), *done, *total);
             }
+            Event::FitPlan { plan } => self.bar.println(format!("  {}", memory::line(plan))),
             Event::Loading { component, bytes: done, total } => {
                 self.transfer(&format!("loading {component}"), *done, *total);
             }
@@ -117,7 +118,7 @@ impl View for TerminalView {
             Event::StageFinished { stage, .. } => self.busy(after(stage)),
             Event::Warning { message } => self.bar.println(text::warning(message)),
             Event::StepFinished { step, seconds, .. } => self.step_done(step, *seconds, record),
-            Event::RunStarted { .. } | Event::Reused { .. } | Event::FileWritten { .. } => {}
+            Event::RunStarted { .. } | Event::Reused { .. } | Event::MemoryUsed { .. } | Event::FileWritten { .. } => {}
         }
     }
 

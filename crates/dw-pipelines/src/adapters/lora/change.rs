@@ -4,12 +4,13 @@
 //!
 //! Shapes are checked by [`Change::check`] once; computing afterwards cannot meet a wrong one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use candle_core::{D, DType, Device, Tensor};
+use dw_kernels::ThinProduct;
 
 use super::keys::Part;
-use crate::Result;
+use crate::{Result, weights::single_file::key_map::Change as Pick};
 
 /// The tensors of one module, each with its name in the file.
 pub(crate) type Parts = BTreeMap<Part, (String, Tensor)>;
@@ -33,6 +34,8 @@ enum Kind {
     Hadamard(Factor, Factor),
     /// By the Kronecker product of two (LoKr).
     Kronecker(Factor, Factor),
+    /// To another value, at any strength.
+    Replaced(Tensor),
 }
 
 /// The direction along which DoRA keeps lengths.
@@ -63,6 +66,8 @@ pub(crate) enum Flaw {
     Misfit(usize, usize),
     /// The lengths of DoRA are not as many as the weight has rows or columns.
     Lengths(usize),
+    /// DoRA's lengths of columns belong to several layers of the model together.
+    Inseparable,
 }
 
 impl Change {
@@ -78,12 +83,43 @@ impl Change {
             };
             (kind, scale)
         });
-        let bias = get(Part::DiffBias);
+        let bias = bias(&get, weight.as_ref().map_or(1.0, |(_, scale)| *scale)).map_err(|_| Flaw::Inconsistent)?;
         let magnitude = get(Part::Magnitude).map(Magnitude::Rows).or_else(|| get(Part::DoraScale).map(Magnitude::of));
         if (weight.is_none() && bias.is_none()) || (weight.is_none() && magnitude.is_some()) {
             return Err(Flaw::Incomplete);
         }
         Ok(Self { weight, magnitude, bias })
+    }
+
+    /// The part of it that concerns some rows of the weight: those that `pick` takes for one layer of the model, where
+    /// the file changes several as one.
+    pub(crate) fn picked(&self, pick: Pick) -> Result<Self, Flaw> {
+        if pick == Pick::None {
+            return Ok(self.clone());
+        }
+        let rows = self.weight.as_ref().and_then(|(kind, _)| Some(kind.extent()?.0));
+        let rows = rows.or_else(|| self.bias.as_ref().map(Tensor::elem_count)).ok_or(Flaw::Inconsistent)?;
+        let spans = pick.spans(rows).ok_or(Flaw::Misfit(rows, 1))?;
+        let take = |tensor: &Tensor| picked(tensor, &spans).map_err(|_| Flaw::Inconsistent);
+        let flat = |tensor: &Tensor| take(&tensor.flatten_all().map_err(|_| Flaw::Inconsistent)?);
+        let weight = match &self.weight {
+            Some((kind, scale)) => Some((kind.picked(&take)?, *scale)),
+            None => None,
+        };
+        let magnitude = match &self.magnitude {
+            Some(Magnitude::Rows(lengths)) => Some(Magnitude::Rows(flat(lengths)?)),
+            // Other rows would change the lengths of the columns; the same ones in another order do not.
+            Some(Magnitude::Columns(lengths)) if pick == Pick::SwapHalves => Some(Magnitude::Columns(lengths.clone())),
+            Some(Magnitude::Columns(_)) => return Err(Flaw::Inseparable),
+            None => None,
+        };
+        let bias = self.bias.as_ref().map(flat).transpose()?;
+        Ok(Self { weight, magnitude, bias })
+    }
+
+    /// Rows and columns of what is added to the weight, if anything is.
+    pub(crate) fn extent(&self) -> Option<(usize, usize)> {
+        self.weight.as_ref()?.0.extent()
     }
 
     /// Whether the weight changes.
@@ -94,6 +130,13 @@ impl Change {
     /// What is added to the bias at full strength, if anything.
     pub(crate) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
+    }
+
+    /// What is added to `bias` (f32, on any device) at this strength: a tensor of its shape.
+    pub(crate) fn shift(&self, bias: &Tensor, strength: f64) -> Result<Option<Tensor>> {
+        let Some(shift) = &self.bias else { return Ok(None) };
+        let shift = shift.to_device(bias.device())?.to_dtype(DType::F32)?;
+        Ok(Some(shift.affine(strength, 0.0)?.reshape(bias.shape())?))
     }
 
     /// Whether it fits a weight of this shape.
@@ -115,15 +158,49 @@ impl Change {
         }
     }
 
+    /// The two thin matrices whose product is added to the weight at this strength, where that is all that happens
+    /// to it: what a side branch of a layer computes with.
+    pub(crate) fn thin_product(&self, strength: f64) -> Option<ThinProduct<'_>> {
+        match (&self.weight, &self.magnitude) {
+            (Some((Kind::Plain(Factor::Product(left, right)), scale)), None) => {
+                Some(ThinProduct { left, right, factor: strength * scale })
+            }
+            _ => None,
+        }
+    }
+
     /// What is added to `weight` (f32, on any device) at this strength: a tensor of its shape. The strength acts
     /// before DoRA's lengths, as in PEFT.
     pub(crate) fn delta(&self, weight: &Tensor, strength: f64) -> Result<Option<Tensor>> {
         let Some((kind, scale)) = &self.weight else { return Ok(None) };
+        if let Kind::Replaced(value) = kind {
+            let value = value.to_device(weight.device())?.to_dtype(DType::F32)?.reshape(weight.shape())?;
+            return Ok(Some((value - weight)?));
+        }
         let delta = kind.matrix(strength * scale, weight.device())?.reshape(weight.shape())?;
         let Some(magnitude) = &self.magnitude else { return Ok(Some(delta)) };
         let moved = (weight + delta)?;
         Ok(Some((magnitude.stretch(&moved)? - weight)?))
     }
+}
+
+/// What is added to the bias at full strength: a difference, and the bias of the layer from the rank, which is scaled
+/// like the product.
+fn bias(get: &impl Fn(Part) -> Option<Tensor>, scale: f64) -> Result<Option<Tensor>> {
+    let up = get(Part::UpBias).map(|up| scaled(up.to_dtype(DType::F32)?, scale)).transpose()?;
+    Ok(match (get(Part::DiffBias), up) {
+        (Some(difference), Some(up)) => Some((difference.to_dtype(DType::F32)? + up)?),
+        (difference, up) => difference.or(up),
+    })
+}
+
+/// Some rows of a tensor.
+fn picked(tensor: &Tensor, spans: &[Range<usize>]) -> Result<Tensor> {
+    let parts = spans.iter().map(|span| tensor.narrow(0, span.start, span.len()));
+    Ok(match parts.collect::<candle_core::Result<Vec<_>>>()?.as_slice() {
+        [one] => one.clone(),
+        parts => Tensor::cat(parts, 0)?,
+    })
 }
 
 /// The form of the parts that are there; none when the weight does not change.
@@ -166,7 +243,10 @@ fn kind(get: &impl Fn(Part) -> Option<Tensor>) -> Result<Option<Kind>, Flaw> {
     let second = turned(factor(Some(Part::LokrW2), Part::LokrW2A, Part::LokrW2B, Part::LokrT2)?)?;
     match (first, second) {
         (Some(first), Some(second)) => Ok(Some(Kind::Kronecker(first, second))),
-        (None, None) => Ok(get(Part::Diff).map(|whole| Kind::Plain(Factor::Whole(whole)))),
+        (None, None) => {
+            let replaced = get(Part::Replacement).map(Kind::Replaced);
+            Ok(replaced.or_else(|| get(Part::Diff).map(|whole| Kind::Plain(Factor::Whole(whole)))))
+        }
         _ => Err(Flaw::Incomplete),
     }
 }
@@ -177,7 +257,21 @@ impl Kind {
         match self {
             Self::Plain(factor) | Self::Hadamard(factor, _) => factor.rank(),
             Self::Kronecker(first, second) => first.rank().or_else(|| second.rank()),
+            Self::Replaced(_) => None,
         }
+    }
+
+    /// The same for some of the rows, which `take` takes from a tensor.
+    fn picked(&self, take: &impl Fn(&Tensor) -> Result<Tensor, Flaw>) -> Result<Self, Flaw> {
+        Ok(match self {
+            Self::Plain(factor) => Self::Plain(factor.picked(take)?),
+            Self::Hadamard(first, second) => Self::Hadamard(first.picked(take)?, second.picked(take)?),
+            Self::Kronecker(..) => {
+                let whole = self.matrix(1.0, &Device::Cpu).map_err(|_| Flaw::Inconsistent)?;
+                Self::Plain(Factor::Whole(take(&whole)?))
+            }
+            Self::Replaced(value) => Self::Replaced(take(value)?),
+        })
     }
 
     /// Rows and columns of the matrix; none when the tensors do not fit each other.
@@ -189,6 +283,7 @@ impl Kind {
                 let (first, second) = (first.extent()?, second.extent()?);
                 Some((first.0 * second.0, first.1 * second.1))
             }
+            Self::Replaced(value) => Some(matrix(value.dims())),
         }
     }
 
@@ -204,11 +299,21 @@ impl Kind {
                 let product = first.broadcast_mul(&second.reshape((1, inner_rows, 1, inner_columns))?)?;
                 Ok(product.reshape((rows * inner_rows, columns * inner_columns))?)
             }
+            Self::Replaced(value) => flat(value, device),
         }
     }
 }
 
 impl Factor {
+    /// The same for some of the rows, which `take` takes from a tensor.
+    fn picked(&self, take: &impl Fn(&Tensor) -> Result<Tensor, Flaw>) -> Result<Self, Flaw> {
+        Ok(match self {
+            Self::Whole(whole) => Self::Whole(take(whole)?),
+            Self::Product(left, right) => Self::Product(take(left)?, right.clone()),
+            Self::Core(core, left, right) => Self::Core(core.clone(), take(left)?, right.clone()),
+        })
+    }
+
     fn rank(&self) -> Option<usize> {
         match self {
             Self::Whole(_) => None,

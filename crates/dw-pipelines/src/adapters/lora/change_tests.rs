@@ -225,3 +225,52 @@ fn tensors_that_do_not_fit_are_told_apart() {
     let wide = (Part::Alpha, tensor(&[2], 1));
     assert_eq!(flaw(&[up, down, wide], &[3, 4]), Some(Flaw::Inconsistent));
 }
+
+/// The rows that `pick` takes of values in rows of `columns`.
+fn rows_of(values: &[f32], columns: usize, pick: Pick) -> Vec<f32> {
+    let spans = pick.spans(values.len() / columns).expect("it fits");
+    spans.into_iter().flat_map(|span| values[span.start * columns..span.end * columns].to_vec()).collect()
+}
+
+#[test]
+fn a_change_of_a_fused_layer_has_the_same_rows_in_the_layers_it_consists_of() {
+    let picks = [Pick::Third(1), Pick::Rows { start: 2, end: None }, Pick::SwapHalves, Pick::None];
+    let low_rank = vec![(Part::Up, tensor(&[6, 2], 1)), (Part::Down, tensor(&[2, 4], 2)), alpha(4.0)];
+    let loha = [Part::HadaW1A, Part::HadaW1B, Part::HadaW2A, Part::HadaW2B].into_iter().enumerate();
+    let loha = loha.map(|(at, part)| (part, tensor(if at % 2 == 0 { &[6, 2] } else { &[2, 4] }, at))).collect();
+    let lokr = vec![(Part::LokrW1, tensor(&[3, 2], 1)), (Part::LokrW2, tensor(&[2, 2], 2))];
+    let mut dora = low_rank.clone();
+    dora.push((Part::Magnitude, tensor(&[6], 3).abs().expect("numbers")));
+    for parts in [low_rank, loha, lokr, dora] {
+        let weight = tensor(&[6, 4], 9);
+        let whole = delta_of(&parts, &weight, 0.7);
+        for pick in picks {
+            let part = change(&parts).expect("complete").picked(pick).expect("it fits");
+            let weight = picked(&weight, &pick.spans(6).expect("it fits")).expect("inside");
+            part.check(weight.dims()).expect("fitting");
+            let delta = part.delta(&weight, 0.7).expect("checked").expect("the weight changes");
+            assert_close(&values(&delta), &rows_of(&whole, 4, pick));
+        }
+    }
+}
+
+#[test]
+fn lengths_of_columns_cannot_be_split_between_layers() {
+    let parts =
+        [(Part::Up, tensor(&[6, 2], 1)), (Part::Down, tensor(&[2, 4], 2)), (Part::DoraScale, tensor(&[1, 4], 3))];
+    let change = change(&parts).expect("complete");
+    assert_eq!(change.picked(Pick::Third(0)).err(), Some(Flaw::Inseparable));
+    assert!(change.picked(Pick::SwapHalves).is_ok());
+}
+
+#[test]
+fn the_bias_from_the_rank_is_scaled_like_the_product_and_a_replacement_is_not() {
+    let up_bias = tensor(&[3], 4);
+    let parts =
+        [(Part::Up, tensor(&[3, 2], 1)), (Part::Down, tensor(&[2, 4], 2)), alpha(1.0), (Part::UpBias, up_bias.clone())];
+    let shift = change(&parts).expect("complete").shift(&tensor(&[3], 5), 3.0).expect("fitting").expect("a bias");
+    assert_close(&values(&shift), &values(&up_bias.affine(1.5, 0.0).expect("numbers")));
+    let (value, weight) = (tensor(&[5], 6), tensor(&[5], 7));
+    let delta = delta_of(&[(Part::Replacement, value.clone())], &weight, 0.1);
+    assert_close(&delta, &values(&(value - weight).expect("of one shape")));
+}

@@ -3,6 +3,8 @@
 //! A module's name is reduced to its path with `_` between the elements, the form in which dialects with dots and
 //! those without meet; [`super::modules`] finds the module of the model behind it.
 
+use super::Denoiser;
+
 /// What one tensor of a file is for its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
@@ -37,28 +39,62 @@ pub(crate) enum Part {
     Diff,
     /// What is added to the bias.
     DiffBias,
+    /// The bias of the layer from the rank: added to the bias, scaled like the product.
+    UpBias,
+    /// What stands in the weight's place, at any strength.
+    Replacement,
+}
+
+/// A component that files have changes for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Component {
+    /// The UNet or the transformer.
+    Denoiser,
+    TextEncoder,
+    TextEncoder2,
+    TextEncoder3,
+    /// The T5 encoder, whichever place it has in the pipeline.
+    T5,
+}
+
+impl Component {
+    /// Whether pipelines have it under `name`, where a T5 encoder may be or not.
+    pub(crate) fn is(self, name: &str, is_t5: bool) -> bool {
+        match self {
+            Self::Denoiser => matches!(name, "unet" | "transformer"),
+            Self::TextEncoder => name == "text_encoder",
+            Self::TextEncoder2 => name == "text_encoder_2",
+            Self::TextEncoder3 => name == "text_encoder_3",
+            Self::T5 => is_t5,
+        }
+    }
+
+    /// The names under which training settings of it are recorded.
+    pub(crate) fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Denoiser => &["unet", "transformer"],
+            Self::TextEncoder => &["text_encoder"],
+            Self::TextEncoder2 => &["text_encoder_2"],
+            Self::TextEncoder3 | Self::T5 => &["text_encoder_3"],
+        }
+    }
 }
 
 /// A tensor's name, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
-    /// The component, as pipelines name it.
-    pub(crate) component: &'static str,
+    pub(crate) component: Component,
     /// The module's path inside it, elements joined by `_`.
     pub(crate) module: String,
     pub(crate) part: Part,
 }
-
-const UNET: &str = "unet";
-const TRANSFORMER: &str = "transformer";
-const TEXT_ENCODER: &str = "text_encoder";
-const TEXT_ENCODER_2: &str = "text_encoder_2";
 
 /// How names end. Where one ending is part of another, the longer one comes first.
 const ENDINGS: &[(&str, Part)] = &[
     // PEFT and diffusers.
     (".lora_A.weight", Part::Down),
     (".lora_B.weight", Part::Up),
+    (".lora_B.bias", Part::UpBias),
     (".lora_magnitude_vector.weight", Part::Magnitude),
     (".lora_magnitude_vector", Part::Magnitude),
     // diffusers before PEFT: attention processors, text encoders.
@@ -96,26 +132,51 @@ const ENDINGS: &[(&str, Part)] = &[
     (".alpha", Part::Alpha),
 ];
 
-/// How names begin. Where one beginning is part of another, the longer one comes first. The last two rows are files
-/// that hold one component and do not name it.
-const BEGINNINGS: &[(&str, &str, &str)] = &[
-    ("unet.", "", UNET),
-    ("transformer.", "", TRANSFORMER),
-    ("text_encoder_2.", "", TEXT_ENCODER_2),
-    ("text_encoder.", "", TEXT_ENCODER),
-    ("lora_unet_", "", UNET),
-    ("lora_te1_", "", TEXT_ENCODER),
-    ("lora_te2_", "", TEXT_ENCODER_2),
-    ("lora_te_", "", TEXT_ENCODER),
-    ("lycoris_", "", UNET),
-    ("model.diffusion_model.", "", UNET),
-    ("diffusion_model.", "", UNET),
-    ("text_encoders.clip_l.transformer.", "", TEXT_ENCODER),
-    ("text_encoders.clip_g.transformer.", "", TEXT_ENCODER_2),
-    ("down_blocks.", "down_blocks.", UNET),
-    ("mid_block.", "mid_block.", UNET),
-    ("up_blocks.", "up_blocks.", UNET),
-    ("text_model.", "text_model.", TEXT_ENCODER),
+/// Norms of query and key, which control LoRAs replace: the end of the path, and the tensor's own name.
+const NORMS: [(&str, &str); 6] = [
+    (".query_norm", ".scale"),
+    (".key_norm", ".scale"),
+    (".norm_q", ".weight"),
+    (".norm_k", ".weight"),
+    (".norm_added_q", ".weight"),
+    (".norm_added_k", ".weight"),
+];
+
+/// How names begin, and what of that belongs to the path. Where one beginning is part of another, the longer one comes
+/// first. After the first group come files that hold one component and do not name it.
+const BEGINNINGS: &[(&str, &str, Component)] = &[
+    ("unet.", "", Component::Denoiser),
+    ("transformer.", "", Component::Denoiser),
+    ("text_encoder_3.", "", Component::TextEncoder3),
+    ("text_encoder_2.", "", Component::TextEncoder2),
+    ("text_encoder.", "", Component::TextEncoder),
+    ("lora_unet_", "", Component::Denoiser),
+    ("lora_transformer_", "", Component::Denoiser),
+    ("lora_te1_", "", Component::TextEncoder),
+    ("lora_te2_", "", Component::TextEncoder2),
+    ("lora_te3_", "", Component::T5),
+    ("lora_te_", "", Component::TextEncoder),
+    ("lycoris_", "", Component::Denoiser),
+    ("model.diffusion_model.", "", Component::Denoiser),
+    ("diffusion_model.", "", Component::Denoiser),
+    ("text_encoders.clip_l.transformer.", "", Component::TextEncoder),
+    ("text_encoders.clip_g.transformer.", "", Component::TextEncoder2),
+    ("text_encoders.t5xxl.transformer.", "", Component::T5),
+    ("text_model.", "text_model.", Component::TextEncoder),
+    ("down_blocks.", "down_blocks.", Component::Denoiser),
+    ("mid_block.", "mid_block.", Component::Denoiser),
+    ("up_blocks.", "up_blocks.", Component::Denoiser),
+    ("transformer_blocks.", "transformer_blocks.", Component::Denoiser),
+    ("single_transformer_blocks.", "single_transformer_blocks.", Component::Denoiser),
+    ("double_blocks.", "double_blocks.", Component::Denoiser),
+    ("single_blocks.", "single_blocks.", Component::Denoiser),
+    ("joint_blocks.", "joint_blocks.", Component::Denoiser),
+    ("img_in", "img_in", Component::Denoiser),
+    ("txt_in", "txt_in", Component::Denoiser),
+    ("time_in.", "time_in.", Component::Denoiser),
+    ("vector_in.", "vector_in.", Component::Denoiser),
+    ("guidance_in.", "guidance_in.", Component::Denoiser),
+    ("final_layer.", "final_layer.", Component::Denoiser),
 ];
 
 /// What PEFT puts before the names of the model it wraps.
@@ -130,13 +191,26 @@ pub(crate) fn parse(name: &str) -> Option<Key> {
         .find_map(|(beginning, kept, component)| Some((path.strip_prefix(beginning)?, kept, component)))?;
     let rest = rest.strip_prefix(WRAPPER).unwrap_or(rest);
     let module = format!("{kept}{rest}").replace(".processor.", ".").replace('.', "_");
-    Some(Key { component, module, part })
+    Some(Key { component: *component, module, part })
 }
 
 /// The module's path and the part its tensor is.
 fn split_ending(name: &str) -> Option<(&str, Part)> {
     let known = ENDINGS.iter().find_map(|(ending, part)| Some((name.strip_suffix(ending)?, *part)));
-    known.or_else(|| split_named_adapter(name))
+    known.or_else(|| split_numbered(name)).or_else(|| split_norm(name)).or_else(|| split_named_adapter(name))
+}
+
+/// XLabs numbers what its attention processors have: 1 for the picture, 2 for the text (`qkv_lora1.down.weight`). The
+/// number stays in the path.
+fn split_numbered(name: &str) -> Option<(&str, Part)> {
+    let parts = [(".down.weight", Part::Down), (".up.weight", Part::Up)];
+    let (path, part) = parts.into_iter().find_map(|(ending, part)| Some((name.strip_suffix(ending)?, part)))?;
+    ["_lora1", "_lora2"].iter().any(|ending| path.ends_with(ending)).then_some((path, part))
+}
+
+fn split_norm(name: &str) -> Option<(&str, Part)> {
+    let path = NORMS.iter().find_map(|(norm, own)| name.strip_suffix(own).filter(|path| path.ends_with(norm)))?;
+    Some((path, Part::Replacement))
 }
 
 /// PEFT may keep the adapter's name: `….lora_A.default.weight`, `….lora_magnitude_vector.default`.
@@ -149,54 +223,81 @@ fn split_named_adapter(name: &str) -> Option<(&str, Part)> {
     })
 }
 
-/// Names that only the files of a family of transformers have, and the family. A dialect without dots and one with
+/// What kind of model a file was made for, as far as its names say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MadeFor {
+    /// A pipeline with this denoiser.
+    Denoiser(Denoiser),
+    /// Some diffusion transformer.
+    Transformer,
+    /// A family that no pipeline here has.
+    Other(&'static str),
+}
+
+/// Names that only the files of one family have; the first that is found decides. A dialect without dots and one with
 /// them each have their spelling.
-const FOREIGN: &[(&str, &str)] = &[
-    ("single_transformer_blocks", "Flux"),
-    ("double_blocks", "Flux"),
-    ("single_blocks", "Flux"),
-    ("joint_blocks", "Stable Diffusion 3"),
-    ("attn.add_k_proj", "Stable Diffusion 3"),
-    ("attn_add_k_proj", "Stable Diffusion 3"),
-    ("cross_attn.k", "Wan"),
-    ("cross_attn_k", "Wan"),
-    ("txt_in", "a diffusion transformer"),
-    ("img_mod", "a diffusion transformer"),
+const MARKS: &[(&str, MadeFor)] = &[
+    ("double_stream_modulation", MadeFor::Other("Flux 2")),
+    ("to_qkv_mlp_proj", MadeFor::Other("Flux 2")),
+    ("single_transformer_blocks", MadeFor::Denoiser(Denoiser::Flux)),
+    ("double_blocks", MadeFor::Denoiser(Denoiser::Flux)),
+    ("single_blocks", MadeFor::Denoiser(Denoiser::Flux)),
+    ("joint_blocks", MadeFor::Denoiser(Denoiser::StableDiffusion3)),
+    ("cross_attn.k", MadeFor::Other("Wan")),
+    ("cross_attn_k", MadeFor::Other("Wan")),
+    ("img_mod", MadeFor::Other("Qwen-Image")),
+    ("attn.add_k_proj", MadeFor::Transformer),
+    ("attn_add_k_proj", MadeFor::Transformer),
+    ("txt_in", MadeFor::Transformer),
+    ("down_blocks", MadeFor::Denoiser(Denoiser::Unet)),
+    ("up_blocks", MadeFor::Denoiser(Denoiser::Unet)),
+    ("mid_block", MadeFor::Denoiser(Denoiser::Unet)),
+    ("input_blocks", MadeFor::Denoiser(Denoiser::Unet)),
+    ("output_blocks", MadeFor::Denoiser(Denoiser::Unet)),
+    ("middle_block", MadeFor::Denoiser(Denoiser::Unet)),
 ];
 
 /// Beginnings that only files for diffusion transformers have.
 const TRANSFORMERS: [&str; 3] = ["transformer.", "lora_transformer_", "base_model.model.transformer."];
 
-/// What only the names of files for UNets have.
-const UNETS: [&str; 5] = ["down_blocks", "up_blocks", "input_blocks", "output_blocks", "mid_block"];
-
-/// The family whose denoiser is no UNet that a file with these names was made for; none when nothing speaks for
-/// one.
-pub(crate) fn foreign_family<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<&'static str> {
-    let named = FOREIGN.iter().find(|(mark, _)| names.clone().any(|name| name.contains(mark)));
-    if let Some((_, family)) = named {
-        return Some(family);
-    }
-    let mut names = names;
-    names
-        .any(|name| TRANSFORMERS.iter().any(|beginning| name.starts_with(beginning)))
-        .then_some("a diffusion transformer")
+/// What a file with these names was made for; none when nothing speaks for one family.
+pub(crate) fn made_for<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> Option<MadeFor> {
+    let marked = MARKS.iter().find(|(mark, _)| names.clone().any(|name| name.contains(mark)));
+    marked.map(|(_, family)| *family).or_else(|| {
+        let is_transformer = names.any(|name| TRANSFORMERS.iter().any(|beginning| name.starts_with(beginning)));
+        is_transformer.then_some(MadeFor::Transformer)
+    })
 }
 
-/// Whether a file with these names was made for a UNet.
-pub(crate) fn is_for_unet<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
-    names.any(|name| UNETS.iter().any(|mark| name.contains(mark)))
+impl MadeFor {
+    /// Whether a file for it may fit a pipeline with this denoiser.
+    pub(crate) fn fits(self, denoiser: Denoiser) -> bool {
+        match self {
+            Self::Denoiser(own) => own == denoiser,
+            Self::Transformer => denoiser != Denoiser::Unet,
+            Self::Other(_) => false,
+        }
+    }
+
+    /// The family, as a message names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Denoiser(denoiser) => denoiser.name(),
+            Self::Transformer => "a diffusion transformer",
+            Self::Other(name) => name,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn key(name: &str) -> Option<(&'static str, String, Part)> {
+    fn key(name: &str) -> Option<(Component, String, Part)> {
         parse(name).map(|key| (key.component, key.module, key.part))
     }
 
-    fn is(name: &str, component: &'static str, module: &str, part: Part) {
+    fn is(name: &str, component: Component, module: &str, part: Part) {
         assert_eq!(key(name), Some((component, module.to_owned(), part)), "{name}");
     }
 
@@ -205,39 +306,46 @@ mod tests {
     #[test]
     fn peft_and_diffusers_names_are_read() {
         let path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q";
-        is(&format!("unet.{path}.lora_A.weight"), UNET, TO_Q, Part::Down);
-        is(&format!("unet.{path}.lora_B.weight"), UNET, TO_Q, Part::Up);
-        is(&format!("unet.{path}.lora_magnitude_vector"), UNET, TO_Q, Part::Magnitude);
-        is(&format!("base_model.model.unet.{path}.lora_A.weight"), UNET, TO_Q, Part::Down);
-        is(&format!("unet.base_model.model.{path}.lora_A.default.weight"), UNET, TO_Q, Part::Down);
-        is(&format!("base_model.model.{path}.lora_magnitude_vector.default.weight"), UNET, TO_Q, Part::Magnitude);
+        is(&format!("unet.{path}.lora_A.weight"), Component::Denoiser, TO_Q, Part::Down);
+        is(&format!("unet.{path}.lora_B.weight"), Component::Denoiser, TO_Q, Part::Up);
+        is(&format!("unet.{path}.lora_magnitude_vector"), Component::Denoiser, TO_Q, Part::Magnitude);
+        is(&format!("base_model.model.unet.{path}.lora_A.weight"), Component::Denoiser, TO_Q, Part::Down);
+        is(&format!("unet.base_model.model.{path}.lora_A.default.weight"), Component::Denoiser, TO_Q, Part::Down);
+        is(
+            &format!("base_model.model.{path}.lora_magnitude_vector.default.weight"),
+            Component::Denoiser,
+            TO_Q,
+            Part::Magnitude,
+        );
         let text = "text_encoder_2.text_model.encoder.layers.3.mlp.fc1.lora_B.weight";
-        is(text, TEXT_ENCODER_2, "text_model_encoder_layers_3_mlp_fc1", Part::Up);
-        is(&format!("unet.{path}.lora.down.weight"), UNET, TO_Q, Part::Down);
+        is(text, Component::TextEncoder2, "text_model_encoder_layers_3_mlp_fc1", Part::Up);
+        is(&format!("unet.{path}.lora.down.weight"), Component::Denoiser, TO_Q, Part::Down);
     }
 
     #[test]
     fn names_of_the_old_attention_processors_are_read() {
         let path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora";
-        is(&format!("{path}.down.weight"), UNET, TO_Q, Part::Down);
-        is(&format!("unet.{path}.up.weight"), UNET, TO_Q, Part::Up);
+        is(&format!("{path}.down.weight"), Component::Denoiser, TO_Q, Part::Down);
+        is(&format!("unet.{path}.up.weight"), Component::Denoiser, TO_Q, Part::Up);
         let text = "text_encoder.text_model.encoder.layers.0.self_attn.k_proj.lora_linear_layer.up.weight";
-        is(text, TEXT_ENCODER, "text_model_encoder_layers_0_self_attn_k_proj", Part::Up);
+        is(text, Component::TextEncoder, "text_model_encoder_layers_0_self_attn_k_proj", Part::Up);
     }
 
     #[test]
     fn kohya_names_are_read_with_diffusers_and_with_original_blocks() {
-        is(&format!("lora_unet_{TO_Q}.lora_down.weight"), UNET, TO_Q, Part::Down);
-        is(&format!("lora_unet_{TO_Q}.alpha"), UNET, TO_Q, Part::Alpha);
-        is(&format!("lora_unet_{TO_Q}.dora_scale"), UNET, TO_Q, Part::DoraScale);
+        is(&format!("lora_unet_{TO_Q}.lora_down.weight"), Component::Denoiser, TO_Q, Part::Down);
+        is(&format!("lora_unet_{TO_Q}.alpha"), Component::Denoiser, TO_Q, Part::Alpha);
+        is(&format!("lora_unet_{TO_Q}.dora_scale"), Component::Denoiser, TO_Q, Part::DoraScale);
         let original = "input_blocks_4_1_transformer_blocks_0_attn1_to_q";
-        is(&format!("lora_unet_{original}.lora_up.weight"), UNET, original, Part::Up);
+        is(&format!("lora_unet_{original}.lora_up.weight"), Component::Denoiser, original, Part::Up);
         let dotted = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_A.weight";
-        is(dotted, UNET, original, Part::Down);
+        is(dotted, Component::Denoiser, original, Part::Down);
         let layer = "text_model_encoder_layers_0_mlp_fc1";
-        for (beginning, component) in
-            [("lora_te_", TEXT_ENCODER), ("lora_te1_", TEXT_ENCODER), ("lora_te2_", TEXT_ENCODER_2)]
-        {
+        for (beginning, component) in [
+            ("lora_te_", Component::TextEncoder),
+            ("lora_te1_", Component::TextEncoder),
+            ("lora_te2_", Component::TextEncoder2),
+        ] {
             is(&format!("{beginning}{layer}.lora_down.weight"), component, layer, Part::Down);
         }
     }
@@ -257,30 +365,76 @@ mod tests {
             ("w_norm", Part::Diff),
         ];
         for (ending, part) in parts {
-            is(&format!("lora_unet_{TO_Q}.{ending}"), UNET, TO_Q, part);
-            is(&format!("lycoris_{TO_Q}.{ending}"), UNET, TO_Q, part);
+            is(&format!("lora_unet_{TO_Q}.{ending}"), Component::Denoiser, TO_Q, part);
+            is(&format!("lycoris_{TO_Q}.{ending}"), Component::Denoiser, TO_Q, part);
         }
     }
 
     #[test]
     fn other_names_are_not_read() {
         for name in
-            ["emb_params", "unet.conv_in.weight", "lora_unet_x.scale", "vae.x.lora_A.weight", "unet.x.lora_B.bias"]
+            ["emb_params", "unet.conv_in.weight", "lora_unet_x.scale", "vae.x.lora_A.weight", "unet.x.lora_A.bias"]
         {
             assert_eq!(key(name), None, "{name}");
         }
     }
 
     #[test]
-    fn files_for_transformers_are_told_from_files_for_unets() {
-        let family = |name: &'static str| foreign_family([name].into_iter());
-        assert_eq!(family("lora_unet_double_blocks_0_img_attn_proj.alpha"), Some("Flux"));
-        assert_eq!(
-            family("transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight"),
-            Some("Stable Diffusion 3")
+    fn names_of_files_for_transformers_are_read() {
+        let module = "single_transformer_blocks_0_attn_to_q";
+        is("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", Component::Denoiser, module, Part::Down);
+        is(&format!("lora_transformer_{module}.lora_down.weight"), Component::Denoiser, module, Part::Down);
+        let fused = "double_blocks_3_img_attn_qkv";
+        is("diffusion_model.double_blocks.3.img_attn.qkv.lora_B.weight", Component::Denoiser, fused, Part::Up);
+        is("base_model.model.double_blocks.3.img_attn.qkv.lora_A.weight", Component::Denoiser, fused, Part::Down);
+        is(&format!("lora_unet_{fused}.dora_scale"), Component::Denoiser, fused, Part::DoraScale);
+        is(
+            "final_layer.adaLN_modulation.1.lora_B.bias",
+            Component::Denoiser,
+            "final_layer_adaLN_modulation_1",
+            Part::UpBias,
         );
-        assert_eq!(family("transformer.x.lora_A.weight"), Some("a diffusion transformer"));
-        assert_eq!(family("lora_unet_output_blocks_2_2_conv.alpha"), None);
-        assert_eq!(family("unet.mid_block.attentions.0.proj_in.lora_A.weight"), None);
+        is("img_in.lora_A.weight", Component::Denoiser, "img_in", Part::Down);
+        let joint = "joint_blocks_0_context_block_attn_qkv";
+        is(&format!("lora_unet_{joint}.lora_up.weight"), Component::Denoiser, joint, Part::Up);
+        let t5 = "encoder_block_0_layer_0_SelfAttention_q";
+        is(&format!("lora_te3_{t5}.lora_down.weight"), Component::T5, t5, Part::Down);
+        let comfy = "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.lora_down.weight";
+        is(comfy, Component::T5, t5, Part::Down);
+    }
+
+    #[test]
+    fn names_of_xlabs_keep_the_number_of_the_stream() {
+        let double = "double_blocks.0.processor";
+        is(&format!("{double}.qkv_lora1.down.weight"), Component::Denoiser, "double_blocks_0_qkv_lora1", Part::Down);
+        is(&format!("{double}.proj_lora2.up.weight"), Component::Denoiser, "double_blocks_0_proj_lora2", Part::Up);
+        let single = "diffusion_model.single_blocks.4.processor";
+        is(&format!("{single}.qkv_lora.up.weight"), Component::Denoiser, "single_blocks_4_qkv", Part::Up);
+    }
+
+    #[test]
+    fn norms_that_are_replaced_are_read_in_both_namings() {
+        let original = "double_blocks.0.img_attn.norm.query_norm";
+        is(&format!("{original}.scale"), Component::Denoiser, &original.replace('.', "_"), Part::Replacement);
+        let path = "transformer_blocks.0.attn.norm_added_k";
+        is(&format!("transformer.{path}.weight"), Component::Denoiser, &path.replace('.', "_"), Part::Replacement);
+    }
+
+    #[test]
+    fn what_a_file_was_made_for_shows_in_its_names() {
+        let family = |name: &'static str| made_for([name].into_iter());
+        let of = |denoiser: Denoiser| Some(MadeFor::Denoiser(denoiser));
+        assert_eq!(family("lora_unet_double_blocks_0_img_mod_lin.alpha"), of(Denoiser::Flux));
+        assert_eq!(family("lora_unet_joint_blocks_0_x_block_mlp_fc1.alpha"), of(Denoiser::StableDiffusion3));
+        assert_eq!(family("lora_unet_output_blocks_2_2_conv.alpha"), of(Denoiser::Unet));
+        assert_eq!(family("unet.mid_block.attentions.0.proj_in.lora_A.weight"), of(Denoiser::Unet));
+        assert_eq!(
+            family("transformer.transformer_blocks.0.img_mod.1.lora_A.weight"),
+            Some(MadeFor::Other("Qwen-Image"))
+        );
+        let either = family("transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight").expect("a transformer");
+        assert_eq!(either, MadeFor::Transformer);
+        assert!(either.fits(Denoiser::Flux) && either.fits(Denoiser::StableDiffusion3) && !either.fits(Denoiser::Unet));
+        assert_eq!(family("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"), None);
     }
 }

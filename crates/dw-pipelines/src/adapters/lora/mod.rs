@@ -11,22 +11,49 @@ mod modules;
 mod original;
 mod recorded;
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use candle_core::Tensor;
+use dw_core::event::Event;
 
-pub(crate) use merge::{Strengthened, merge};
+pub(crate) use merge::{Merged, Strengthened, merge};
 
 use super::{AdapterFile, first_names};
-use crate::{Result, weights::Weights};
+use crate::{
+    Result,
+    request::Context,
+    weights::{Weights, single_file::key_map::Change as Pick},
+};
 use change::{Change, Flaw, Parts};
-use keys::Part;
-use modules::Modules;
+use keys::{Component, MadeFor, Part};
+use modules::{Modules, Place};
 use recorded::Recorded;
+
+/// What removes the noise in the pipelines that LoRA files are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denoiser {
+    /// The UNet of Stable Diffusion 1.x, 2.x and XL.
+    Unet,
+    /// The transformer of Stable Diffusion 3 and 3.5.
+    StableDiffusion3,
+    /// The transformer of Flux.
+    Flux,
+}
+
+impl Denoiser {
+    /// The family, as messages name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "a Stable Diffusion with a UNet",
+            Self::StableDiffusion3 => "Stable Diffusion 3",
+            Self::Flux => "Flux",
+        }
+    }
+}
 
 /// One module of a file.
 struct Module {
-    component: &'static str,
+    component: Component,
     /// Its path in the file, elements joined by `_`.
     name: String,
     parts: Parts,
@@ -44,34 +71,21 @@ pub struct Lora {
 /// What a file does to one component.
 pub(crate) struct Plan<'a> {
     /// The path of each changed module in the model, and its change.
-    pub(crate) changes: Vec<(String, &'a Change)>,
+    pub(crate) changes: Vec<(String, Cow<'a, Change>)>,
     matched: usize,
 }
 
-/// Refuses a file that was made for a model whose denoiser is no UNet, or that is no safetensors file. Reads the
-/// header only.
-pub fn check_is_for_unet(file: &AdapterFile) -> Result<()> {
+/// Refuses a file that was made for models with another denoiser, or that is no LoRA. Reads the header only.
+pub fn check(file: &AdapterFile, denoiser: Denoiser) -> Result<()> {
     let names = file.names()?;
-    if let Some(family) = keys::foreign_family(names.iter().map(String::as_str)) {
-        return Err(file.bad(format!(
-            "this LoRA was made for {family}, and the model is a Stable Diffusion with a UNet; choose a LoRA made for \
-             the model"
-        )));
+    match keys::made_for(names.iter().map(String::as_str)) {
+        Some(made_for) if !made_for.fits(denoiser) => Err(file.bad(format!(
+            "this LoRA was made for {}, and the model is {}; choose a LoRA made for the model",
+            made_for.name(),
+            denoiser.name()
+        ))),
+        _ => check_holds_lora(file, &names),
     }
-    check_holds_lora(file, &names)
-}
-
-/// Refuses a file that was made for a UNet, or that is no safetensors file. Reads the header only.
-pub fn check_is_for_transformer(file: &AdapterFile) -> Result<()> {
-    let names = file.names()?;
-    if keys::is_for_unet(names.iter().map(String::as_str)) {
-        return Err(file.bad(
-            "this LoRA was made for a Stable Diffusion with a UNet, and the model's denoiser is a transformer; choose a \
-             LoRA made for the model"
-                .to_owned(),
-        ));
-    }
-    check_holds_lora(file, &names)
 }
 
 fn check_holds_lora(file: &AdapterFile, names: &[String]) -> Result<()> {
@@ -90,7 +104,7 @@ impl Lora {
     /// Reads a LoRA file of any dialect.
     pub fn read(file: &AdapterFile) -> Result<Self> {
         let mut unknown = Vec::new();
-        let mut grouped: BTreeMap<(&'static str, String), Parts> = BTreeMap::new();
+        let mut grouped: BTreeMap<(Component, String), Parts> = BTreeMap::new();
         for (name, tensor) in file.read()? {
             match keys::parse(&name) {
                 Some(key) => {
@@ -113,6 +127,17 @@ impl Lora {
         Ok(Self { file: file.clone(), modules, unknown })
     }
 
+    /// `weights` of `component` with the file put on at this strength: other tensors where it changes them, the same
+    /// ones elsewhere. A file that matches nothing is an error.
+    pub fn put_on(&self, component: &str, weights: &Weights, strength: f64, context: Context<'_>) -> Result<Weights> {
+        let mut unmatched = self.left_out(&[(component, weights)]);
+        let plan = self.plan(component, weights, &mut unmatched)?;
+        if let Some(message) = self.report(std::slice::from_ref(&plan), &unmatched)? {
+            context.events.emit(Event::Warning { message });
+        }
+        merge(weights, &[Strengthened { plan, strength }], context)?.put_on(weights)
+    }
+
     /// Where it was read from.
     pub fn file(&self) -> &AdapterFile {
         &self.file
@@ -123,48 +148,75 @@ impl Lora {
     pub(crate) fn plan(&self, component: &str, weights: &Weights, unmatched: &mut Vec<String>) -> Result<Plan<'_>> {
         let names = Modules::of(weights);
         let mut plan = Plan { changes: Vec::new(), matched: 0 };
-        for module in self.modules.iter().filter(|module| module.component == component) {
-            let Some(path) = names.find(&module.name) else {
+        let is_t5 = is_t5(weights);
+        for module in self.modules.iter().filter(|module| module.component.is(component, is_t5)) {
+            let places = names.find(&module.name);
+            if places.is_empty() {
                 unmatched.extend(module.names());
                 continue;
-            };
-            let missing = self.check(module, path, weights)?;
-            plan.matched += module.parts.len() - missing.len();
-            if missing.len() < module.parts.len() {
-                plan.changes.push((path.to_owned(), &module.change));
             }
+            let mut missing: Option<Vec<String>> = None;
+            for place in places {
+                let change = self.picked(module, place)?;
+                let absent = self.check(module, &change, &place.path, weights)?;
+                if absent.len() < module.parts.len() {
+                    plan.changes.push((place.path.clone(), change));
+                }
+                // A tensor that one of several modules takes has found its place.
+                missing = Some(match missing {
+                    None => absent,
+                    Some(before) => before.into_iter().filter(|name| absent.contains(name)).collect(),
+                });
+            }
+            let missing = missing.unwrap_or_default();
+            plan.matched += module.parts.len() - missing.len();
             unmatched.extend(missing);
         }
         Ok(plan)
     }
 
+    /// What the file does to one of the modules that it changes as one.
+    fn picked<'a>(&'a self, module: &'a Module, place: &Place) -> Result<Cow<'a, Change>> {
+        if place.pick == Pick::None {
+            return Ok(Cow::Borrowed(&module.change));
+        }
+        let picked = module.change.picked(place.pick);
+        picked
+            .map(Cow::Owned)
+            .map_err(|flaw| self.file.bad(complaint(flaw, &module.parts, Some((&place.path, &[])), self.family())))
+    }
+
     /// Checks the shapes of one module's tensors against the model's; the names of those that the model has nothing
     /// for.
-    fn check(&self, module: &Module, path: &str, weights: &Weights) -> Result<Vec<String>> {
+    fn check(&self, module: &Module, change: &Change, path: &str, weights: &Weights) -> Result<Vec<String>> {
         let mut missing = Vec::new();
         let bad = |reason| Err(self.file.bad(reason));
-        match weights.find(&format!("{path}.weight")) {
+        match weights.shape_of(&format!("{path}.weight")) {
             Some(weight) => {
-                if let Err(flaw) = module.change.check(weight.dims()) {
+                if let Err(flaw) = change.check(weight.dims())
+                    && !is_expansion(path, change, weight.dims())
+                {
                     return bad(complaint(flaw, &module.parts, Some((path, weight.dims())), self.family()));
                 }
             }
-            None => missing.extend(module.names_where(|part| part != Part::DiffBias)),
+            None => missing.extend(module.names_where(|part| !is_of_bias(part))),
         }
-        match (module.change.bias(), weights.find(&format!("{path}.bias"))) {
+        match (change.bias(), weights.shape_of(&format!("{path}.bias"))) {
             (Some(bias), Some(own)) if bias.elem_count() != own.elem_count() => {
                 let flaw = Flaw::Misfit(bias.elem_count(), 1);
                 return bad(complaint(flaw, &module.parts, Some((path, own.dims())), self.family()));
             }
-            (Some(_), None) => missing.extend(module.names_where(|part| part == Part::DiffBias)),
+            (Some(_), None) => missing.extend(module.names_where(is_of_bias)),
             _ => {}
         }
         Ok(missing)
     }
 
     /// The names of the tensors for components that are not among `components`, and those of no known dialect.
-    pub(crate) fn left_out(&self, components: &[&str]) -> Vec<String> {
-        let others = self.modules.iter().filter(|module| !components.contains(&module.component));
+    pub(crate) fn left_out(&self, components: &[(&str, &Weights)]) -> Vec<String> {
+        let is_there =
+            |module: &Module| components.iter().any(|(name, weights)| module.component.is(name, is_t5(weights)));
+        let others = self.modules.iter().filter(|module| !is_there(module));
         others.flat_map(Module::names).chain(self.unknown.iter().cloned()).collect()
     }
 
@@ -193,8 +245,13 @@ impl Lora {
         }))
     }
 
-    /// The family of UNets it was made for, by the width of the text its attention reads.
+    /// The family it was made for: by its names, for a UNet by the width of the text its attention reads.
     fn family(&self) -> Option<&'static str> {
+        let names = self.modules.iter().map(|module| module.name.as_str());
+        match keys::made_for(names) {
+            Some(MadeFor::Denoiser(Denoiser::Unet)) | None => {}
+            Some(other) => return Some(other.name()),
+        }
         let reader = self.modules.iter().find(|module| module.name.ends_with("attn2_to_k"))?;
         let (_, down) = reader.parts.get(&Part::Down)?;
         match *down.dims().get(1)? {
@@ -205,6 +262,23 @@ impl Lora {
             _ => None,
         }
     }
+}
+
+/// Whether these are the weights of a T5 encoder.
+fn is_t5(weights: &Weights) -> bool {
+    weights.contains("encoder.block.0.layer.0.SelfAttention.q.weight")
+}
+
+/// Whether a change gives the first layer of a Flux transformer more inputs: a control LoRA, for a model that sees a
+/// picture beside the latents.
+fn is_expansion(path: &str, change: &Change, weight: &[usize]) -> bool {
+    let &[rows, columns] = weight else { return false };
+    path == "x_embedder" && change.extent().is_some_and(|found| found.0 == rows && found.1 > columns)
+}
+
+/// Whether a part concerns the bias of a module.
+fn is_of_bias(part: Part) -> bool {
+    matches!(part, Part::DiffBias | Part::UpBias)
 }
 
 impl Module {
@@ -232,6 +306,10 @@ fn complaint(flaw: Flaw, parts: &Parts, model: Option<(&str, &[usize])>, family:
         Flaw::Misfit(rows, columns) => format!(
             "its tensors {tensors} make a change of shape [{rows}, {columns}], but `{path}` of the model has shape \
              {shape:?}; {remedy}"
+        ),
+        Flaw::Inseparable => format!(
+            "its tensors {tensors} keep the lengths of columns of several layers together, of which `{path}` is one, and \
+             cannot be split; use a LoRA with lengths by row, or without DoRA"
         ),
         Flaw::Lengths(count) => format!(
             "its tensors {tensors} give {count} lengths, but `{path}` of the model has shape {shape:?}; {remedy}"

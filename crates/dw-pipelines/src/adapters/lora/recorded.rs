@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use super::keys::Component;
+
 /// The entry of the file's metadata, a JSON object as text.
 const ENTRY: &str = "lora_adapter_metadata";
 
@@ -20,7 +22,11 @@ impl Recorded {
     }
 
     /// What a low rank of `module` (elements joined by `_`) is divided into, if that was recorded.
-    pub(crate) fn alpha(&self, component: &str, module: &str, rank: usize) -> Option<f64> {
+    pub(crate) fn alpha(&self, component: Component, module: &str, rank: usize) -> Option<f64> {
+        component.names().iter().find_map(|component| self.alpha_of(component, module, rank))
+    }
+
+    fn alpha_of(&self, component: &str, module: &str, rank: usize) -> Option<f64> {
         let setting = |name: &str| self.0.get(&format!("{component}.{name}"));
         let own = setting("alpha_pattern").and_then(Value::as_object).and_then(|patterns| {
             let is_meant = |pattern: &str| {
@@ -50,16 +56,16 @@ mod tests {
             r#"{"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn2.to_k": 2.5}, "text_encoder.lora_alpha": 4,
                 "text_encoder.use_rslora": true}"#,
         );
-        assert_eq!(recorded.alpha("unet", "mid_block_attn1_to_k", 16), Some(8.0));
-        assert_eq!(recorded.alpha("unet", "mid_block_attn2_to_k", 16), Some(2.5));
-        assert_eq!(recorded.alpha("text_encoder", "layers_0_mlp_fc1", 16), Some(16.0));
-        assert_eq!(recorded.alpha("text_encoder_2", "layers_0_mlp_fc1", 16), None);
+        assert_eq!(recorded.alpha(Component::Denoiser, "mid_block_attn1_to_k", 16), Some(8.0));
+        assert_eq!(recorded.alpha(Component::Denoiser, "mid_block_attn2_to_k", 16), Some(2.5));
+        assert_eq!(recorded.alpha(Component::TextEncoder, "layers_0_mlp_fc1", 16), Some(16.0));
+        assert_eq!(recorded.alpha(Component::TextEncoder2, "layers_0_mlp_fc1", 16), None);
     }
 
     #[test]
     fn nothing_is_known_of_a_file_without_a_readable_record() {
         for recorded in [recorded("not JSON"), recorded("[]"), Recorded::new(&HashMap::new())] {
-            assert_eq!(recorded.alpha("unet", "conv_in", 4), None);
+            assert_eq!(recorded.alpha(Component::Denoiser, "conv_in", 4), None);
         }
     }
 }

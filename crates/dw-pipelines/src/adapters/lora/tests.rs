@@ -46,12 +46,16 @@ fn unet() -> Weights {
     Weights::from_tensors(tensors, "unet")
 }
 
+fn check_unet(file: &AdapterFile) -> Result<()> {
+    check(file, Denoiser::Unet)
+}
+
 /// What applying the file to [`unet`] says: nothing, a warning, or an error.
 fn applied(test: &str, tensors: &[(&str, &[usize])]) -> Result<Option<String>, String> {
     let written = Written::new(test, tensors);
     let lora = Lora::read(&written.file()).map_err(|error| error.to_string())?;
     let weights = unet();
-    let mut unmatched = lora.left_out(&["unet"]);
+    let mut unmatched = lora.left_out(&[("unet", &weights)]);
     let plan = lora.plan("unet", &weights, &mut unmatched).map_err(|error| error.to_string())?;
     lora.report(&[plan], &unmatched).map_err(|error| error.to_string())
 }
@@ -104,17 +108,17 @@ fn half_a_module_is_an_error() {
 
 #[test]
 fn files_for_other_models_or_of_another_kind_are_refused_before_anything_is_loaded() {
-    let check = |test: &str, name: &str| {
+    let checked = |test: &str, name: &str| {
         let written = Written::new(test, &[(name, &[2, 2])]);
-        check_is_for_unet(&written.file()).map_err(|error| error.to_string())
+        check_unet(&written.file()).map_err(|error| error.to_string())
     };
-    let flux = check("flux", "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight");
+    let flux = checked("flux", "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight");
     assert!(flux.expect_err("no UNet").contains("made for Flux"));
-    let other = check("vector", "emb_params").expect_err("no LoRA");
+    let other = checked("vector", "emb_params").expect_err("no LoRA");
     assert!(other.contains("holds no LoRA") && other.contains("`emb_params`"), "{other}");
-    assert_eq!(check("fitting", &format!("unet.{TO_Q}.lora_A.weight")), Ok(()));
+    assert_eq!(checked("fitting", &format!("unet.{TO_Q}.lora_A.weight")), Ok(()));
     let broken = Written::new("broken", &[]);
     std::fs::write(&broken.0, b"not a safetensors file at all").expect("the temporary folder is writable");
-    let message = check_is_for_unet(&broken.file()).expect_err("corrupt").to_string();
+    let message = check_unet(&broken.file()).expect_err("corrupt").to_string();
     assert!(message.contains("not a valid safetensors file"), "{message}");
 }

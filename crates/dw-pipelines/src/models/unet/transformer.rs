@@ -14,7 +14,7 @@ use crate::{
         blocks::{to_map, to_rows},
         config::unsupported,
     },
-    nn::{AttentionOptions, Conv2d, Conv2dOptions, GroupNorm, LayerNorm, Linear, attention, geglu},
+    nn::{AttentionOptions, Conv2d, Conv2dOptions, GroupNorm, LayerNorm, Linear, attention, feed_forward, geglu},
     weights::Weights,
 };
 
@@ -124,8 +124,9 @@ impl TransformerBlock {
         let rows = (rows + self.attn1.forward(&normed, context, &[])?)?;
         let branches = prompts.map_or(&[][..], |prompts| prompts.of(&self.cross_name));
         let rows = (&rows + self.attn2.forward(&self.norm2.forward(&rows)?, text, branches)?)?;
-        let inner = geglu(&self.ff_in.forward(&self.norm3.forward(&rows)?)?)?;
-        Ok((rows + self.ff_out.forward(&inner)?)?)
+        let layer = |rows: &Tensor| self.ff_out.forward(&geglu(&self.ff_in.forward(rows)?)?);
+        let inner = feed_forward(&self.norm3.forward(&rows)?, layer)?;
+        Ok((rows + inner)?)
     }
 }
 

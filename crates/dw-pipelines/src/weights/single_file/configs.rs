@@ -7,9 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::{
     clip,
-    contents::{Contents, Family, Located, Naming, Part},
+    contents::{Contents, Family, Located, Naming, Part, is_t5},
     index::{Shapes, Tensors, count},
     key_map::KeyMap,
+    transformer,
     unet::{LabelEmbedding, Level, UnetLayout},
     vae::VaeLayout,
 };
@@ -27,16 +28,16 @@ const NORM_GROUPS: usize = 32;
 const ADDED_FEATURES: usize = 256;
 
 /// A configuration, or what about the file prevents one.
-type Generated = Result<Value, String>;
+pub(super) type Generated = Result<Value, String>;
 
 /// The shapes of one component, by canonical name.
-struct Component<'a> {
-    tensors: Tensors<'a>,
-    map: KeyMap,
+pub(super) struct Component<'a> {
+    pub(super) tensors: Tensors<'a>,
+    pub(super) map: KeyMap,
 }
 
 impl Component<'_> {
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+    pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let original = self.map.original(name)?;
         let shape = self.tensors.shape(&original)?;
         let targets = self.map.canonical(&original);
@@ -44,7 +45,7 @@ impl Component<'_> {
     }
 
     /// The size along one axis of a tensor that must be there.
-    fn size(&self, name: &str, axis: usize) -> Result<usize, String> {
+    pub(super) fn size(&self, name: &str, axis: usize) -> Result<usize, String> {
         let size = self.shape(name).and_then(|shape| shape.get(axis).copied());
         size.ok_or_else(|| {
             let original = self.map.original(name).unwrap_or_else(|| name.to_owned());
@@ -55,6 +56,9 @@ impl Component<'_> {
 
 /// The `model_index.json` of the pipeline that a checkpoint is for.
 pub(crate) fn model_index(contents: &Contents, shapes: &Shapes) -> Generated {
+    if contents.family.denoiser() == Part::Transformer {
+        return transformer::model_index(contents);
+    }
     let special = match contents.in_channels {
         _ if shapes.contains_key("edm_mean") => Some("Playground 2.5, which has a schedule and latents of its own"),
         Some(4 | 8 | 9) | None => None,
@@ -107,6 +111,9 @@ fn scheduler_class(contents: &Contents) -> &'static str {
 /// configuration of 2.1, which predicts velocity, unless the file counts the training steps of the base model
 /// (`_legacy_load_scheduler`). A tensor named `v_pred` says velocity in any family.
 pub(crate) fn scheduler(contents: &Contents, shapes: &Shapes, global_step: Option<i64>) -> Value {
+    if contents.family.denoiser() == Part::Transformer {
+        return transformer::scheduler(contents, shapes);
+    }
     let is_velocity_2 = is_ambiguous(contents) && global_step != Some(BASE_MODEL_STEPS);
     let is_velocity = is_velocity_2 || shapes.contains_key("v_pred");
     json!({
@@ -137,6 +144,15 @@ pub(crate) fn is_ambiguous(contents: &Contents) -> bool {
 /// The `tokenizer_config.json` that goes with CLIP's vocabulary. The second tokenizer of SDXL and the one of Stable
 /// Diffusion 2 pad with `!`, the token with the number 0.
 pub(crate) fn tokenizer(family: Family, folder: &str) -> Value {
+    if has_t5_tokenizer(family, folder) {
+        return json!({
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+            "model_max_length": 512,
+            "tokenizer_class": "T5Tokenizer",
+        });
+    }
     let pads_with_zero = family == Family::StableDiffusion2 || folder == "tokenizer_2";
     json!({
         "bos_token": "<|startoftext|>",
@@ -146,6 +162,11 @@ pub(crate) fn tokenizer(family: Family, folder: &str) -> Value {
         "model_max_length": 77,
         "tokenizer_class": "CLIPTokenizer",
     })
+}
+
+/// Whether the tokenizer in `folder` of a model of this family is that of a T5.
+pub(crate) fn has_t5_tokenizer(family: Family, folder: &str) -> bool {
+    matches!((family, folder), (Family::Flux, "tokenizer_2") | (Family::StableDiffusion3, "tokenizer_3"))
 }
 
 /// The `config.json` of a component. `kin` is that of the component it replaces, for what shapes do not say.
@@ -163,18 +184,22 @@ pub(crate) fn component(
     };
     match part {
         Part::Unet => unet(tensors, at.naming, contents, kin),
+        Part::Transformer => transformer::config(tensors, at.naming, contents.family, kin),
         Part::Vae => vae(tensors, at.naming, contents, kin),
-        Part::TextEncoder | Part::TextEncoder2 => text_encoder(part, tensors, at.naming, contents, kin),
+        Part::TextEncoder2 | Part::TextEncoder3 if is_t5(&tensors) => t5(tensors, kin),
+        Part::TextEncoder | Part::TextEncoder2 | Part::TextEncoder3 => {
+            text_encoder(part, tensors, at.naming, contents, kin)
+        }
     }
 }
 
 /// `kin`, when it has the same sizes; else nothing, because its other values belong to another model.
-fn like(kin: Map<String, Value>, key: &str, size: &Value) -> Map<String, Value> {
+pub(super) fn like(kin: Map<String, Value>, key: &str, size: &Value) -> Map<String, Value> {
     if kin.get(key) == Some(size) { kin } else { Map::new() }
 }
 
 /// What was read off the tensors, over what `kin` says.
-fn over(mut kin: Map<String, Value>, read: Value) -> Value {
+pub(super) fn over(mut kin: Map<String, Value>, read: Value) -> Value {
     if let Value::Object(read) = read {
         kin.extend(read);
     }
@@ -223,7 +248,7 @@ fn unet(tensors: Tensors<'_>, naming: Naming, contents: &Contents, kin: Map<Stri
 /// Height and width of the latents the published model was trained on.
 fn latent_size(contents: &Contents) -> usize {
     match contents.family {
-        Family::Xl | Family::XlRefiner => 128,
+        Family::Xl | Family::XlRefiner | Family::StableDiffusion3 | Family::Flux => 128,
         Family::StableDiffusion2 if contents.in_channels == Some(4) => 96,
         Family::StableDiffusion1 | Family::StableDiffusion2 => 64,
     }
@@ -239,7 +264,7 @@ fn groups(kin: &Map<String, Value>, channels: &[usize]) -> Generated {
     Err(unusual("the groups of its norms", channels))
 }
 
-fn unusual(what: &str, channels: &[usize]) -> String {
+pub(super) fn unusual(what: &str, channels: &[usize]) -> String {
     format!(
         "{what} cannot be told from tensors of an unusual width ({channels:?}); add `config`, a folder or repository in \
          the diffusers layout with the configuration of this model"
@@ -390,14 +415,20 @@ fn vae(tensors: Tensors<'_>, naming: Naming, contents: &Contents, kin: Map<Strin
         "mid_block_add_attention": vae.shape("encoder.mid_block.attentions.0.group_norm.weight").is_some(),
     });
     if !kin.contains_key("scaling_factor") {
-        if latent_channels != 4 {
-            return Err(format!(
-                "the scale of its {latent_channels} latent channels cannot be told from tensors; add `config`, a folder or \
-                 repository in the diffusers layout with the configuration of this autoencoder"
-            ));
-        }
         let is_xl = matches!(contents.family, Family::Xl | Family::XlRefiner);
-        config["scaling_factor"] = json!(if is_xl { 0.13025 } else { 0.18215 });
+        let (scale, shift) = match (latent_channels, contents.family) {
+            (4, _) => (if is_xl { 0.13025 } else { 0.18215 }, None),
+            (16, Family::Flux) => (0.3611, Some(0.1159)),
+            (16, Family::StableDiffusion3) => (1.5305, Some(0.0609)),
+            _ => {
+                return Err(format!(
+                    "the scale of its {latent_channels} latent channels cannot be told from tensors; add `config`, a folder or \
+                 repository in the diffusers layout with the configuration of this autoencoder"
+                ));
+            }
+        };
+        config["scaling_factor"] = json!(scale);
+        config["shift_factor"] = json!(shift);
         config["sample_size"] = json!(latent_size(contents) << layout.levels.saturating_sub(1));
     }
     Ok(over(kin, config))
@@ -410,7 +441,8 @@ fn text_encoder(
     contents: &Contents,
     kin: Map<String, Value>,
 ) -> Generated {
-    let is_projected = part == Part::TextEncoder2;
+    // Stable Diffusion 3 reads the projections of both CLIP encoders.
+    let is_projected = part == Part::TextEncoder2 || contents.family == Family::StableDiffusion3;
     let (layers, map, root) = match naming {
         Naming::Original => {
             let layers = open_clip_depth(&tensors, contents, part);
@@ -448,6 +480,32 @@ fn text_encoder(
         config["eos_token_id"] = json!(2);
     }
     Ok(over(kin, config))
+}
+
+/// A T5 encoder (version 1.1, whose feed-forward is gated, or the first version).
+fn t5(tensors: Tensors<'_>, kin: Map<String, Value>) -> Generated {
+    let encoder = Component { tensors, map: KeyMap::identity() };
+    let block = "encoder.block.0.layer";
+    let width = encoder.size("shared.weight", 1)?;
+    let heads = encoder.size(&format!("{block}.0.SelfAttention.relative_attention_bias.weight"), 1)?;
+    let is_gated = encoder.shape(&format!("{block}.1.DenseReluDense.wi_0.weight")).is_some();
+    let inner = if is_gated { "wi_0" } else { "wi" };
+    let config = json!({
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": encoder.size("shared.weight", 0)?,
+        "d_model": width,
+        "d_kv": encoder.size(&format!("{block}.0.SelfAttention.q.weight"), 0)? / heads.max(1),
+        "d_ff": encoder.size(&format!("{block}.1.DenseReluDense.{inner}.weight"), 0)?,
+        "num_heads": heads,
+        "num_layers": count(|layer| encoder.tensors.has(&format!("encoder.block.{layer}.layer.0.layer_norm.weight"))),
+        "relative_attention_num_buckets":
+            encoder.size(&format!("{block}.0.SelfAttention.relative_attention_bias.weight"), 0)?,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": if is_gated { "gated-gelu" } else { "relu" },
+    });
+    Ok(over(like(kin, "d_model", &json!(width)), config))
 }
 
 /// Stable Diffusion 2 reads the last layer but one: its encoder is built without the last. A file that was

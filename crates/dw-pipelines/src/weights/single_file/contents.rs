@@ -16,21 +16,26 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Unet,
+    Transformer,
     Vae,
     TextEncoder,
     TextEncoder2,
+    TextEncoder3,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 4] = [Self::Unet, Self::Vae, Self::TextEncoder, Self::TextEncoder2];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Unet, Self::Transformer, Self::Vae, Self::TextEncoder, Self::TextEncoder2, Self::TextEncoder3];
 
     /// Its name as a component, which is its folder in the diffusers layout.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unet => "unet",
+            Self::Transformer => "transformer",
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
             Self::TextEncoder2 => "text_encoder_2",
+            Self::TextEncoder3 => "text_encoder_3",
         }
     }
 
@@ -43,23 +48,33 @@ impl Part {
     fn prefixes(self) -> &'static [&'static str] {
         match self {
             Self::Unet => &["model.diffusion_model.", "diffusion_model.", "unet.", ""],
+            Self::Transformer => &["model.diffusion_model.", "diffusion_model.", "transformer.", ""],
             Self::Vae => &["first_stage_model.", "vae.", ""],
             Self::TextEncoder => &[
                 "cond_stage_model.transformer.",
                 "cond_stage_model.model.",
                 "conditioner.embedders.0.transformer.",
+                "text_encoders.clip_l.transformer.",
                 "text_encoder.",
                 "",
             ],
-            Self::TextEncoder2 => {
-                &["conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "text_encoder_2.", ""]
-            }
+            Self::TextEncoder2 => &[
+                "conditioner.embedders.1.model.",
+                "conditioner.embedders.0.model.",
+                "text_encoders.clip_g.transformer.",
+                T5,
+                "text_encoder_2.",
+                "",
+            ],
+            Self::TextEncoder3 => &[T5, "text_encoder_3.", ""],
         }
     }
 
     /// How its tensors are named, when they are there.
     fn naming(self, tensors: &Tensors<'_>) -> Option<Naming> {
         let has = |names: &[&str]| names.iter().all(|name| tensors.has(name));
+        let is_clip =
+            || has(&["text_model.embeddings.token_embedding.weight"]) || has(&["embeddings.token_embedding.weight"]);
         let (original, canonical) = match self {
             Self::Unet => (
                 has(&["input_blocks.0.0.weight", "time_embed.0.weight"]),
@@ -69,19 +84,38 @@ impl Part {
                 has(&["decoder.conv_in.weight", "decoder.up.0.block.0.norm1.weight"]),
                 has(&["decoder.conv_in.weight", "decoder.up_blocks.0.resnets.0.norm1.weight"]),
             ),
-            Self::TextEncoder | Self::TextEncoder2 => (
-                has(&["token_embedding.weight", "positional_embedding"]),
-                has(&["text_model.embeddings.token_embedding.weight"]) || has(&["embeddings.token_embedding.weight"]),
+            Self::Transformer if tensors.has("controlnet_blocks.0.weight") => return None,
+            Self::Transformer => (
+                has(&["double_blocks.0.img_mod.lin.weight", "img_in.weight"])
+                    || has(&["joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight"]),
+                has(&[
+                    "transformer_blocks.0.norm1_context.linear.weight",
+                    "single_transformer_blocks.0.attn.to_q.weight",
+                ]) || has(&["transformer_blocks.0.norm1_context.linear.weight", "pos_embed.proj.weight"]),
             ),
+            Self::TextEncoder => (has(OPEN_CLIP), is_clip()),
+            Self::TextEncoder2 => (has(OPEN_CLIP), is_clip() || is_t5(tensors)),
+            Self::TextEncoder3 => (false, is_t5(tensors)),
         };
         original.then_some(Naming::Original).or(canonical.then_some(Naming::Canonical))
     }
 }
 
+/// Where a file in ComfyUI's layout has its T5 encoder.
+const T5: &str = "text_encoders.t5xxl.transformer.";
+
+/// What every OpenCLIP encoder has.
+const OPEN_CLIP: &[&str] = &["token_embedding.weight", "positional_embedding"];
+
+/// Whether these are the tensors of a T5 encoder, under the names of transformers.
+pub(super) fn is_t5(tensors: &Tensors<'_>) -> bool {
+    tensors.has("shared.weight") && tensors.has("encoder.block.0.layer.0.SelfAttention.q.weight")
+}
+
 /// Whose names the tensors of a component have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
-    /// Those of latent-diffusion and sgm; of OpenCLIP for a text encoder.
+    /// Those of latent-diffusion and sgm, of Flux and mmdit; of OpenCLIP for a text encoder.
     Original,
     /// Those of diffusers; of transformers for a text encoder.
     Canonical,
@@ -106,6 +140,20 @@ pub(crate) enum Family {
     Xl,
     /// The refiner of Stable Diffusion XL: the second encoder only.
     XlRefiner,
+    /// Stable Diffusion 3: three encoders, the third a T5.
+    StableDiffusion3,
+    /// Flux: CLIP and T5.
+    Flux,
+}
+
+impl Family {
+    /// The part of its models that removes the noise.
+    pub(crate) fn denoiser(self) -> Part {
+        match self {
+            Self::StableDiffusion3 | Self::Flux => Part::Transformer,
+            Self::StableDiffusion1 | Self::StableDiffusion2 | Self::Xl | Self::XlRefiner => Part::Unet,
+        }
+    }
 }
 
 /// What was found in a file.
@@ -113,7 +161,8 @@ pub(crate) enum Family {
 pub(crate) struct Contents {
     parts: BTreeMap<Part, Located>,
     pub(crate) family: Family,
-    /// Channels of the UNet's input: 4, with mask and masked picture 9, with a picture to edit 8. None without UNet.
+    /// Channels of the denoiser's input. UNets: 4, with mask and masked picture 9, with a picture to edit 8. None
+    /// without denoiser.
     pub(crate) in_channels: Option<usize>,
 }
 
@@ -129,19 +178,32 @@ impl Contents {
                 Some((part, Located { prefix, naming }))
             })
         };
-        let parts: BTreeMap<Part, Located> = Part::ALL.into_iter().filter_map(locate).collect();
-        let is_whole = parts.get(&Part::Unet).is_some_and(|unet| !unet.prefix.is_empty());
+        let mut parts: BTreeMap<Part, Located> = Part::ALL.into_iter().filter_map(locate).collect();
+        let is_whole = parts.get(&Part::Unet).is_some_and(|unet| !unet.prefix.is_empty())
+            || parts.contains_key(&Part::Transformer);
         if !is_whole && let Some(reason) = something_else(shapes) {
             return Err(reason);
         }
         if parts.is_empty() {
             let names: Vec<String> = shapes.keys().take(3).map(|name| format!("`{name}`")).collect();
             return Err(format!(
-                "holds no Stable Diffusion model: none of its {} tensors ({}, …) has a known name; use a checkpoint of \
-                 Stable Diffusion 1.x, 2.x or XL",
+                "holds no Stable Diffusion or Flux model: none of its {} tensors ({}, …) has a known name; use a \
+                 checkpoint of Stable Diffusion 1.x, 2.x, XL or 3, or of Flux",
                 shapes.len(),
                 names.join(", ")
             ));
+        }
+        if let Some(located) = parts.get(&Part::Transformer) {
+            let transformer = Tensors::below(shapes, located.prefix);
+            let family = transformer_family(&transformer);
+            // A T5 is the second encoder of Flux and the third of Stable Diffusion 3.
+            let other = if family == Family::Flux { Part::TextEncoder3 } else { Part::TextEncoder2 };
+            if parts.get(&other).is_some_and(|located| located.prefix == T5) {
+                parts.remove(&other);
+            }
+            let input = ["img_in.weight", "x_embedder.weight", "x_embedder.proj.weight", "pos_embed.proj.weight"];
+            let in_channels = input.iter().find_map(|name| transformer.shape(name)?.get(1).copied());
+            return Ok(Self { parts, family, in_channels });
         }
         let unet = parts.get(&Part::Unet).map(|unet| UnetKind::read(&Tensors::below(shapes, unet.prefix), unet.naming));
         let family = family(&parts, unet.as_ref());
@@ -163,6 +225,13 @@ impl Contents {
         let is_placed = |name: &str| self.parts.values().any(|located| name.starts_with(located.prefix));
         shapes.keys().map(String::as_str).filter(|name| !is_placed(name) && !is_leftover(name)).collect()
     }
+}
+
+fn transformer_family(tensors: &Tensors<'_>) -> Family {
+    let is_flux = ["double_blocks.0.img_mod.lin.weight", "single_transformer_blocks.0.attn.to_q.weight"]
+        .iter()
+        .any(|name| tensors.has(name));
+    if is_flux { Family::Flux } else { Family::StableDiffusion3 }
 }
 
 /// The few facts about a UNet that tell families apart.
@@ -242,7 +311,8 @@ const LEFTOVERS: [&str; 20] = [
 const LEFTOVER_PREFIXES: [&str; 5] = ["model_ema.", "denoiser.", "embedding_manager.", "loss.", "ztsnr"];
 
 /// The same, by how their names end: below a component.
-const LEFTOVER_ENDINGS: [&str; 3] = ["position_ids", "logit_scale", "attn_mask"];
+const LEFTOVER_ENDINGS: [&str; 5] =
+    ["position_ids", "logit_scale", "attn_mask", "scaled_fp8", "encoder.embed_tokens.weight"];
 
 /// Whether a tensor is known to play no part in a model. `name` is a full name, or one below a component's prefix.
 pub(crate) fn is_leftover(name: &str) -> bool {
@@ -255,10 +325,11 @@ pub(crate) fn is_leftover(name: &str) -> bool {
 type Telltale = (fn(&str) -> bool, &'static str);
 
 /// Files that are not what a pipeline is loaded from; the first that fits decides.
-const TELLTALES: [Telltale; 11] = [
+const TELLTALES: [Telltale; 12] = [
     (is_lora, LORA),
     (|name| name.starts_with("control_model.") || name.contains("input_hint_block."), CONTROLNET),
     (|name| name.starts_with("controlnet_cond_embedding.") || name.contains("zero_convs."), CONTROLNET),
+    (|name| name.starts_with("controlnet_blocks.") || name.starts_with("controlnet_x_embedder."), CONTROLNET),
     (|name| name.starts_with("ip_adapter.") || name.starts_with("image_proj."), IP_ADAPTER),
     (|name| name.contains("motion_modules."), MOTION_MODULES),
     (|name| ["emb_params", "clip_l", "clip_g"].contains(&name) || name.starts_with("string_to_"), TEXTUAL_INVERSION),
@@ -298,16 +369,16 @@ const MOTION_MODULES: &str = "holds motion modules of AnimateDiff, which this bu
 const VIDEO_VAE: &str = "holds the autoencoder of a video model, which cannot be loaded from a single file by this build; \
     use a folder in the diffusers layout";
 
-const STABLE_DIFFUSION_3: &str = "holds a Stable Diffusion 3 model, which cannot be loaded from a single file by this \
-    build; use a folder in the diffusers layout (`model_name`)";
+const STABLE_DIFFUSION_3: &str = "seems to be a Stable Diffusion 3 transformer, but tensors that each of them has are \
+    missing; fetch the file again";
 
-const FLUX: &str = "holds a Flux model, which cannot be loaded from a single file by this build; use a folder in the \
-    diffusers layout (`model_name`)";
+const FLUX: &str = "seems to be a transformer like Flux, but of another kind than FLUX.1, or incomplete; use a folder in \
+    the diffusers layout (`model_name`)";
 
 const CONTROLNET: &str = "holds a ControlNet, which cannot be loaded from a single file by this build; use a folder in the \
     diffusers layout";
 
-const OTHER_DENOISER: &str = "holds a model of another family than Stable Diffusion 1.x, 2.x or XL, which cannot be loaded \
+const OTHER_DENOISER: &str = "holds a model of another family than Stable Diffusion and Flux, which cannot be loaded \
     from a single file by this build; use a folder in the diffusers layout (`model_name`)";
 
 fn is_lora(name: &str) -> bool {

@@ -1,13 +1,15 @@
 //! A map between the names that tensors have in an original checkpoint and their canonical (diffusers') names,
 //! readable in both directions.
 //!
-//! Owns the look-up. Which names stand for which is said by [`super::unet`], [`super::vae`] and [`super::clip`].
+//! Owns the look-up. Which names stand for which is said by [`super::unet`], [`super::vae`], [`super::clip`],
+//! [`super::flux`] and [`super::sd3`]. Every [`Change`] but [`Change::ConvToLinear`] and [`Change::Transpose`] picks whole
+//! rows, so it can be applied to storage that packs rows, and to the output side of a low-rank change.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
-use candle_core::Tensor;
+use candle_core::DType;
 
-use crate::Result;
+use crate::{Result, quant::Weight};
 
 /// What becomes of a tensor on its way to its canonical name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,24 +22,56 @@ pub(crate) enum Change {
     Transpose,
     /// One third of the rows: query 0, key 1, value 2.
     Third(usize),
+    /// The rows from `start` to `end`, or to the last one.
+    Rows {
+        /// The first row.
+        start: usize,
+        /// The row behind the last one; none where all that follow belong to it.
+        end: Option<usize>,
+    },
+    /// The first half of the rows and the second change places: shift and scale of a modulation.
+    SwapHalves,
 }
 
 impl Change {
-    /// Applies it to a tensor.
-    pub(crate) fn apply(self, tensor: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::None => tensor.clone(),
-            Self::ConvToLinear if tensor.rank() > 2 => {
+    /// Applies it to a weight, which stays quantized where rows stay whole.
+    pub(crate) fn apply(self, weight: &Weight) -> Result<Weight> {
+        Ok(match (self, weight) {
+            (Self::None, weight) | (Self::ConvToLinear, weight @ Weight::Quantized(_)) => weight.clone(),
+            (Self::ConvToLinear, Weight::Dense(tensor)) if tensor.rank() > 2 => {
                 let (rows, columns) = (tensor.dim(0)?, tensor.dim(1)?);
-                tensor.reshape((rows, columns))?
+                Weight::Dense(tensor.reshape((rows, columns))?)
             }
-            Self::ConvToLinear => tensor.clone(),
-            Self::Transpose => tensor.t()?.contiguous()?,
-            Self::Third(part) => {
-                let rows = tensor.dim(0)? / 3;
-                tensor.narrow(0, part * rows, rows)?.contiguous()?
+            (Self::ConvToLinear, Weight::Dense(_)) => weight.clone(),
+            (Self::Transpose, weight) => Weight::Dense(weight.dense(DType::F32)?.t()?.contiguous()?),
+            (Self::Third(_) | Self::Rows { .. } | Self::SwapHalves, weight) => {
+                let rows = weight.dims().first().copied().unwrap_or(0);
+                let spans = self.spans(rows).unwrap_or_default();
+                let parts = spans.iter().map(|span| weight.rows(span)).collect::<Result<Vec<_>>>()?;
+                match <[Weight; 1]>::try_from(parts) {
+                    Ok([one]) => one,
+                    Err(several) => Weight::joined(&several)?,
+                }
             }
         })
+    }
+
+    /// Which rows of a tensor with this many make up the result, in order; none when the change does not fit them, or
+    /// does more than picking rows.
+    pub(crate) fn spans(self, rows: usize) -> Option<Vec<Range<usize>>> {
+        match self {
+            Self::None => Some(vec![0..rows]),
+            Self::ConvToLinear | Self::Transpose => None,
+            Self::Third(part) => {
+                let third = rows / 3;
+                rows.is_multiple_of(3).then(|| vec![part * third..(part + 1) * third])
+            }
+            Self::Rows { start, end } => {
+                let end = end.unwrap_or(rows);
+                (start < end && end <= rows).then(|| vec![start..end])
+            }
+            Self::SwapHalves => rows.is_multiple_of(2).then(|| vec![rows / 2..rows, 0..rows / 2]),
+        }
     }
 
     /// The shape of the result for a tensor of this shape; none when the change does not fit it.
@@ -46,8 +80,9 @@ impl Change {
             (Self::None, _) | (Self::ConvToLinear, [_] | [_, _]) => Some(shape.to_vec()),
             (Self::ConvToLinear, [rows, columns, 1] | [rows, columns, 1, 1]) => Some(vec![*rows, *columns]),
             (Self::Transpose, [rows, columns]) => Some(vec![*columns, *rows]),
-            (Self::Third(_), [rows, rest @ ..]) if rows.is_multiple_of(3) => {
-                Some(std::iter::once(rows / 3).chain(rest.iter().copied()).collect())
+            (Self::Third(_) | Self::Rows { .. } | Self::SwapHalves, [rows, rest @ ..]) => {
+                let rows = self.spans(*rows)?.iter().map(Range::len).sum();
+                Some(std::iter::once(rows).chain(rest.iter().copied()).collect())
             }
             _ => None,
         }
@@ -62,6 +97,9 @@ pub(crate) struct Target {
     /// What is done to it.
     pub(crate) change: Change,
 }
+
+/// What files with 8-bit weights store beside each of them: what the weight and the input are multiplied with.
+const SCALES: [&str; 2] = ["scale_weight", "scale_input"];
 
 /// Original names to canonical ones and back. Names are looked up without the prefix of their component.
 #[derive(Clone, Debug, Default)]
@@ -96,6 +134,19 @@ impl KeyMap {
         self.tensors.entry(original).or_default().push(Target { name, change });
     }
 
+    /// The rows of the layer `original` (of weight and bias) are those of several layers. What 8-bit files store
+    /// beside a weight as one number for all of it goes to each of them.
+    pub(crate) fn fused(&mut self, original: &str, canonical: &[(String, Change)]) {
+        for (layer, change) in canonical {
+            for name in ["weight", "bias"] {
+                self.tensor(format!("{original}.{name}"), format!("{layer}.{name}"), *change);
+            }
+            for name in SCALES {
+                self.tensor(format!("{original}.{name}"), format!("{layer}.{name}"), Change::None);
+            }
+        }
+    }
+
     /// What becomes of the tensor with this original name; empty when the map does not know it.
     pub(crate) fn canonical(&self, original: &str) -> Vec<Target> {
         if let Some(targets) = self.tensors.get(original) {
@@ -127,7 +178,7 @@ fn moved(modules: &BTreeMap<String, String>, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
 
@@ -157,11 +208,28 @@ mod tests {
         let parts: Vec<Vec<f32>> = map
             .canonical("in_proj")
             .iter()
-            .map(|target| target.change.apply(&fused).and_then(|x| Ok(x.flatten_all()?.to_vec1()?)).expect("thirds"))
+            .map(|target| {
+                let third =
+                    target.change.apply(&Weight::Dense(fused.clone())).and_then(|third| third.dense(DType::F32));
+                third.and_then(|x| Ok(x.flatten_all()?.to_vec1()?)).expect("thirds")
+            })
             .collect();
         assert_eq!(parts, [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]);
         assert_eq!(map.original("k").as_deref(), Some("in_proj"));
         assert_eq!(Change::Third(0).shape(&[7, 2]), None);
+    }
+
+    #[test]
+    fn rows_are_picked_and_halves_exchanged() {
+        let tensor = Tensor::arange(0f32, 6.0, &Device::Cpu).expect("a small tensor");
+        let rows = |change: Change| change.apply(&tensor).and_then(|x| Ok(x.to_vec1::<f32>()?)).expect("it fits");
+        assert_eq!(rows(Change::Rows { start: 1, end: Some(3) }), [1.0, 2.0]);
+        assert_eq!(rows(Change::Rows { start: 4, end: None }), [4.0, 5.0]);
+        assert_eq!(rows(Change::SwapHalves), [3.0, 4.0, 5.0, 0.0, 1.0, 2.0]);
+        assert_eq!(Change::Rows { start: 4, end: None }.shape(&[6, 2]), Some(vec![2, 2]));
+        assert_eq!(Change::Rows { start: 4, end: Some(8) }.shape(&[6]), None);
+        assert_eq!(Change::Rows { start: 6, end: None }.shape(&[6]), None);
+        assert_eq!(Change::SwapHalves.shape(&[7]), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Checkpoints in one file: a whole Stable Diffusion model, or one component of it, in the layout of its original
-//! code (latent-diffusion, sgm) or already under diffusers' names.
+//! Checkpoints in one file: a whole Stable Diffusion or Flux model, or one component of it, in the layout of its original
+//! code (latent-diffusion, sgm, mmdit, Flux), in that of ComfyUI with everything inside, or already under diffusers'
+//! names.
 //!
 //! Owns the mapped file, what is recognised in it and the way of each tensor to its canonical name. Where the file and
 //! the configuration beside it come from is the hub's matter.
@@ -7,8 +8,11 @@
 mod clip;
 mod configs;
 mod contents;
+pub(crate) mod flux;
 mod index;
-mod key_map;
+pub(crate) mod key_map;
+pub(crate) mod sd3;
+mod transformer;
 mod unet;
 mod vae;
 
@@ -17,19 +21,21 @@ use std::{
     sync::Arc,
 };
 
-use memmap2::Mmap;
-use safetensors::{Dtype, tensor::Metadata, tensor::TensorView};
+use safetensors::Dtype;
 use serde_json::Value;
 
-pub(crate) use self::contents::Part;
+pub(crate) use self::{contents::Part, key_map::Change};
 use self::{
-    contents::{Contents, Located, Naming},
+    contents::{Contents, Family, Located, Naming},
     index::{Shapes, Tensors},
     key_map::KeyMap,
     unet::UnetLayout,
     vae::VaeLayout,
 };
-use super::reader;
+use super::{
+    file::WeightFile,
+    logical::{Logical, TensorFiles},
+};
 use crate::{
     Error, Result,
     models::{ClipTextConfig, config::without_nulls},
@@ -39,10 +45,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    bytes: Mmap,
-    /// Where the data of the tensors begin.
-    data_start: usize,
-    metadata: Metadata,
+    files: TensorFiles<'static>,
     shapes: Shapes,
     contents: Contents,
 }
@@ -51,12 +54,12 @@ impl Checkpoint {
     /// Maps a file and recognises what it holds. Fails for a file that is damaged, or is something else than a Stable
     /// Diffusion model or a component of one.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = reader::map(path)?;
-        let (data_start, metadata) = reader::header(&bytes, path)?;
-        let shapes: Shapes = metadata.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect();
+        let files = TensorFiles::open(&[path.to_owned()])?;
+        let shapes: Shapes =
+            files.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
         let contents =
             Contents::recognise(&shapes).map_err(|reason| Error::BadFile { path: path.to_owned(), reason })?;
-        Ok(Self { path: path.to_owned(), bytes, data_start, metadata, shapes, contents })
+        Ok(Self { path: path.to_owned(), files, shapes, contents })
     }
 
     /// The file.
@@ -89,6 +92,30 @@ impl Checkpoint {
         configs::scheduler(&self.contents, &self.shapes, self.global_step())
     }
 
+    /// The component that removes the noise in models of its family.
+    pub(crate) fn denoiser(&self) -> Part {
+        self.contents.family.denoiser()
+    }
+
+    /// The components that a pipeline of its family has and the file has not.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let parts: &[Part] = match self.contents.family {
+            Family::StableDiffusion1 | Family::StableDiffusion2 => &[Part::Unet, Part::Vae, Part::TextEncoder],
+            Family::Xl => &[Part::Unet, Part::Vae, Part::TextEncoder, Part::TextEncoder2],
+            Family::XlRefiner => &[Part::Unet, Part::Vae, Part::TextEncoder2],
+            Family::Flux => &[Part::Transformer, Part::Vae, Part::TextEncoder, Part::TextEncoder2],
+            Family::StableDiffusion3 => {
+                &[Part::Transformer, Part::Vae, Part::TextEncoder, Part::TextEncoder2, Part::TextEncoder3]
+            }
+        };
+        parts.iter().filter(|part| self.contents.find(**part).is_none()).map(|part| part.name()).collect()
+    }
+
+    /// Whether the tokenizer in `folder` is that of a T5.
+    pub(crate) fn has_t5_tokenizer(&self, folder: &str) -> bool {
+        configs::has_t5_tokenizer(self.contents.family, folder)
+    }
+
     /// The `tokenizer_config.json` of the tokenizer in `folder`.
     pub(crate) fn tokenizer_config(&self, folder: &str) -> Value {
         configs::tokenizer(self.contents.family, folder)
@@ -106,21 +133,15 @@ impl Checkpoint {
         Error::BadFile { path: self.path.clone(), reason }
     }
 
-    /// How many steps the model was trained for, where the file says so.
-    fn global_step(&self) -> Option<i64> {
-        let view = self.view("global_step").ok()?;
-        let bytes: [u8; 8] = view.data().try_into().ok().filter(|_| view.dtype() == Dtype::I64)?;
-        Some(i64::from_le_bytes(bytes))
+    fn incomplete(&self, part: Part) -> Error {
+        self.bad(format!("tensors of its `{}` are missing; fetch the file again", part.name()))
     }
 
-    fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        let info = self.metadata.info(name).ok_or_else(|| self.bad(format!("tensor `{name}` is missing")))?;
-        let (start, end) = info.data_offsets;
-        let data = self.bytes.get(self.data_start + start..self.data_start + end);
-        let data = data
-            .ok_or_else(|| self.bad(format!("the data of tensor `{name}` lie outside of the file; fetch it again")))?;
-        TensorView::new(info.dtype, info.shape.clone(), data)
-            .map_err(|error| self.bad(format!("tensor `{name}` cannot be read ({error}); fetch the file again")))
+    /// How many steps the model was trained for, where the file says so.
+    fn global_step(&self) -> Option<i64> {
+        let (dtype, bytes) = self.files.raw(self.files.tensors().get("global_step")?)?;
+        let bytes: [u8; 8] = bytes.try_into().ok().filter(|_| dtype == Dtype::I64)?;
+        Some(i64::from_le_bytes(bytes))
     }
 }
 
@@ -138,7 +159,7 @@ pub struct CheckpointPart {
 /// A tensor of the file and what becomes of it.
 pub(super) struct Reading<'a> {
     pub(super) name: &'a str,
-    pub(super) view: TensorView<'a>,
+    pub(super) tensor: &'a Logical,
     pub(super) targets: Vec<key_map::Target>,
 }
 
@@ -163,7 +184,11 @@ impl CheckpointPart {
             (Naming::Original, Part::Vae) => {
                 VaeLayout::of_config(&serde_json::from_value(config).map_err(bad)?).key_map()
             }
-            (Naming::Original, Part::TextEncoder | Part::TextEncoder2) => {
+            (Naming::Original, Part::Transformer) => {
+                let tensors = Tensors::below(&checkpoint.shapes, located.prefix);
+                transformer::key_map(&tensors, checkpoint.contents.family).ok_or_else(|| checkpoint.incomplete(part))?
+            }
+            (Naming::Original, Part::TextEncoder | Part::TextEncoder2 | Part::TextEncoder3) => {
                 let config: ClipTextConfig = serde_json::from_value(config).map_err(bad)?;
                 layers = config.num_hidden_layers;
                 clip::open_clip_key_map(layers, !is_second_last(located))
@@ -182,12 +207,20 @@ impl CheckpointPart {
         self.part.name()
     }
 
+    /// Whether it is a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        self.files().files().iter().any(WeightFile::is_gguf)
+    }
+
     /// How many bytes its tensors have in the file.
     pub fn bytes(&self) -> u64 {
-        let size = |name: &str| {
-            self.checkpoint.metadata.info(name).map_or(0, |info| info.data_offsets.1 - info.data_offsets.0)
-        };
-        self.tensors().names().filter(|(_, below)| !self.is_leftover(below)).map(|(full, _)| size(full) as u64).sum()
+        let size = |name: &str| self.files().tensors().get(name).map_or(0, Logical::bytes);
+        self.tensors().names().filter(|(_, below)| !self.is_leftover(below)).map(|(full, _)| size(full)).sum()
+    }
+
+    /// The tensors of the whole checkpoint.
+    pub(super) fn files(&self) -> &TensorFiles<'static> {
+        &self.checkpoint.files
     }
 
     /// What a canonical name is called in the file.
@@ -200,26 +233,28 @@ impl CheckpointPart {
         let wanted = self.tensors().names().filter(|(_, below)| !self.is_leftover(below));
         let mut readings = wanted
             .map(|(name, below)| {
-                let (view, targets) = (self.checkpoint.view(name)?, self.map.canonical(below));
+                let missing = || self.checkpoint.bad(format!("tensor `{name}` is missing"));
+                let tensor = self.files().tensors().get(name).ok_or_else(missing)?;
+                let targets = self.map.canonical(below);
                 for target in &targets {
-                    self.check(name, &view, target)?;
+                    self.check(name, tensor, target)?;
                 }
-                Ok(Reading { name, view, targets })
+                Ok(Reading { name, tensor, targets })
             })
             .collect::<Result<Vec<_>>>()?;
-        readings.sort_by_key(|reading| reading.view.data().as_ptr());
+        readings.sort_by_key(|reading| reading.tensor.position());
         Ok(readings)
     }
 
-    fn check(&self, name: &str, view: &TensorView<'_>, target: &key_map::Target) -> Result<()> {
-        if target.change.shape(view.shape()).is_some() {
+    fn check(&self, name: &str, tensor: &Logical, target: &key_map::Target) -> Result<()> {
+        if target.change.shape(tensor.shape()).is_some() {
             return Ok(());
         }
         Err(Error::BadFile {
             path: self.path().to_owned(),
             reason: format!(
                 "tensor `{name}` has shape {:?}, which cannot become `{}`; the file is damaged or not of this family",
-                view.shape(),
+                tensor.shape(),
                 target.name
             ),
         })
@@ -236,7 +271,10 @@ impl CheckpointPart {
             let last = format!("transformer.resblocks.{}.", self.layers);
             self.layers > 0 && (below == "text_projection" || below.starts_with(&last))
         };
-        contents::is_leftover(below) || (is_second_last(self.located) && is_behind())
+        // The files of ComfyUI have CLIP's projection, which Flux does not use.
+        let is_flux = self.checkpoint.contents.family == Family::Flux;
+        let is_projection = is_flux && self.part == Part::TextEncoder && below == "text_projection.weight";
+        contents::is_leftover(below) || is_projection || (is_second_last(self.located) && is_behind())
     }
 }
 
@@ -245,6 +283,8 @@ fn is_second_last(located: Located) -> bool {
     located.prefix == "cond_stage_model.model."
 }
 
+#[cfg(test)]
+mod dit_shapes;
 #[cfg(test)]
 mod ldm_shapes;
 #[cfg(test)]

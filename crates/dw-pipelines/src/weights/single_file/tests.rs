@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{
     contents::Family,
+    dit_shapes as dit,
     ldm_shapes::{self as ldm, REFINER, SD15, SD21, Unet, XL},
     *,
 };
@@ -44,7 +45,31 @@ fn refiner() -> Shapes {
     shapes
 }
 
-fn published() -> [(&'static str, Family, Shapes); 9] {
+/// Flux as ComfyUI packs it, with everything inside.
+fn flux(guidance: bool) -> Shapes {
+    let mut shapes = Shapes::new();
+    dit::flux(&mut shapes, "model.diffusion_model.", guidance, 64);
+    dit::vae(&mut shapes, "vae.");
+    ldm::clip(&mut shapes, "text_encoders.clip_l.transformer.");
+    shapes.insert(String::from("text_encoders.clip_l.transformer.text_projection.weight"), vec![768, 768]);
+    shapes.insert(String::from("text_encoders.clip_l.logit_scale"), vec![]);
+    dit::t5(&mut shapes, "text_encoders.t5xxl.transformer.");
+    shapes
+}
+
+/// Stable Diffusion 3 with everything inside.
+fn sd3(model: &dit::Mmdit) -> Shapes {
+    let mut shapes = Shapes::new();
+    dit::mmdit(&mut shapes, "model.diffusion_model.", model);
+    dit::vae(&mut shapes, "first_stage_model.");
+    ldm::clip(&mut shapes, "text_encoders.clip_l.transformer.");
+    shapes.insert(String::from("text_encoders.clip_l.transformer.text_projection.weight"), vec![768, 768]);
+    dit::clip_g(&mut shapes, "text_encoders.clip_g.transformer.");
+    dit::t5(&mut shapes, "text_encoders.t5xxl.transformer.");
+    shapes
+}
+
+fn published() -> [(&'static str, Family, Shapes); 14] {
     let inpaint = |unet: Unet| Unet { in_channels: 9, ..unet };
     [
         ("StableDiffusionPipeline", Family::StableDiffusion1, sd1(&SD15)),
@@ -56,6 +81,11 @@ fn published() -> [(&'static str, Family, Shapes); 9] {
         ("StableDiffusionXLInpaintPipeline", Family::Xl, xl(&inpaint(XL))),
         ("StableDiffusionXLInstructPix2PixPipeline", Family::Xl, xl(&Unet { in_channels: 8, ..XL })),
         ("StableDiffusionXLImg2ImgPipeline", Family::XlRefiner, refiner()),
+        ("FluxPipeline", Family::Flux, flux(true)),
+        ("FluxPipeline", Family::Flux, flux(false)),
+        ("StableDiffusion3Pipeline", Family::StableDiffusion3, sd3(&dit::MEDIUM)),
+        ("StableDiffusion3Pipeline", Family::StableDiffusion3, sd3(&dit::LARGE_35)),
+        ("StableDiffusion3Pipeline", Family::StableDiffusion3, sd3(&dit::MEDIUM_35)),
     ]
 }
 
@@ -101,6 +131,14 @@ fn the_synthetic_models_have_as_many_weights_as_the_published_ones() {
     assert_eq!(count(&|shapes| ldm::unet(shapes, "", &XL)), 2_567_463_684);
     assert_eq!(count(&|shapes| ldm::vae(shapes, "")), 83_653_863);
     assert_eq!(count(&|shapes| ldm::clip(shapes, "")), 123_060_480);
+    assert_eq!(count(&|shapes| dit::flux(shapes, "", true, 64)), 11_901_408_320);
+    assert_eq!(count(&|shapes| dit::flux(shapes, "", false, 64)), 11_891_178_560);
+    // The parameters and the table of positions.
+    assert_eq!(count(&|shapes| dit::mmdit(shapes, "", &dit::MEDIUM)), 2_028_328_000 + 56_623_104);
+    assert_eq!(count(&|shapes| dit::mmdit(shapes, "", &dit::LARGE_35)), 8_056_627_520 + 89_653_248);
+    assert_eq!(count(&|shapes| dit::mmdit(shapes, "", &dit::MEDIUM_35)), 2_243_171_520 + 226_492_416);
+    assert_eq!(count(&|shapes| dit::t5(shapes, "")), 4_762_310_656);
+    assert_eq!(count(&|shapes| dit::clip_g(shapes, "")), 694_659_840);
 }
 
 #[test]
@@ -118,7 +156,11 @@ fn every_tensor_of_the_published_models_has_a_place_under_its_generated_configur
                 Part::Vae => {
                     VaeLayout::of_config(&serde_json::from_value::<VaeConfig>(config).expect("valid")).key_map()
                 }
-                Part::TextEncoder | Part::TextEncoder2 => clip::open_clip_key_map(32, true),
+                Part::Transformer => {
+                    let tensors = Tensors::below(&shapes, located.prefix);
+                    transformer::key_map(&tensors, contents.family).expect("complete")
+                }
+                Part::TextEncoder | Part::TextEncoder2 | Part::TextEncoder3 => clip::open_clip_key_map(32, true),
             };
             let mut seen = BTreeSet::new();
             for (full, below) in Tensors::below(&shapes, located.prefix).names() {
@@ -218,6 +260,116 @@ fn the_configurations_of_stable_diffusion_xl_are_the_published_ones() {
     });
     assert_has(&refiner, &expected);
     assert_eq!(refiner["transformer_layers_per_block"], json!([1, 4, 4, 4]), "the middle takes the depth of the last");
+}
+
+#[test]
+fn the_configurations_of_flux_are_the_published_ones() {
+    let shapes = flux(true);
+    let expected = json!({
+        "in_channels": 64, "out_channels": null, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
+        "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": true,
+        "axes_dims_rope": [16, 56, 56],
+    });
+    assert_has(&config(&shapes, Part::Transformer), &expected);
+    let expected = json!({
+        "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": false,
+        "use_post_quant_conv": false,
+    });
+    assert_has(&config(&shapes, Part::Vae), &expected);
+    assert_eq!(config(&shapes, Part::TextEncoder)["architectures"], json!(["CLIPTextModel"]));
+    let expected = json!({
+        "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24, "vocab_size": 32128,
+        "relative_attention_num_buckets": 32, "feed_forward_proj": "gated-gelu",
+    });
+    assert_has(&config(&shapes, Part::TextEncoder2), &expected);
+    assert_has(&configs::scheduler(&recognise(&shapes), &shapes, None), &json!({ "use_dynamic_shifting": true }));
+    let schnell = flux(false);
+    let expected = json!({ "shift": 1.0, "use_dynamic_shifting": false });
+    assert_has(&configs::scheduler(&recognise(&schnell), &schnell, None), &expected);
+    assert_eq!(config(&schnell, Part::Transformer)["guidance_embeds"], false);
+}
+
+#[test]
+fn the_inputs_of_a_flux_tell_its_pipeline() {
+    for (inputs, class) in [(64, "FluxPipeline"), (128, "FluxControlPipeline"), (384, "FluxFillPipeline")] {
+        let mut shapes = Shapes::new();
+        dit::flux(&mut shapes, "", true, inputs);
+        let contents = recognise(&shapes);
+        let index = configs::model_index(&contents, &shapes).expect("a pipeline");
+        assert_eq!(index["_class_name"], class);
+        let outputs = if inputs == 64 { Value::Null } else { json!(64) };
+        assert_has(&config(&shapes, Part::Transformer), &json!({ "in_channels": inputs, "out_channels": outputs }));
+    }
+}
+
+#[test]
+fn the_configurations_of_stable_diffusion_3_are_the_published_ones() {
+    for (model, size, norm, dual) in [
+        (dit::MEDIUM, 192, None, 0),
+        (dit::LARGE_35, 192, Some("rms_norm"), 0),
+        (dit::MEDIUM_35, 384, Some("rms_norm"), 13),
+    ] {
+        let shapes = sd3(&model);
+        let expected = json!({
+            "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": model.blocks, "attention_head_dim": 64,
+            "num_attention_heads": model.width / 64, "joint_attention_dim": 4096, "caption_projection_dim": model.width,
+            "pooled_projection_dim": 2048, "pos_embed_max_size": size, "sample_size": 128, "qk_norm": norm,
+            "dual_attention_layers": (0..dual).collect::<Vec<_>>(),
+        });
+        assert_has(&config(&shapes, Part::Transformer), &expected);
+        assert_has(&config(&shapes, Part::Vae), &json!({ "scaling_factor": 1.5305, "shift_factor": 0.0609 }));
+        for (part, activation) in [(Part::TextEncoder, "quick_gelu"), (Part::TextEncoder2, "gelu")] {
+            let expected = json!({ "architectures": ["CLIPTextModelWithProjection"], "hidden_act": activation });
+            assert_has(&config(&shapes, part), &expected);
+        }
+        assert_eq!(config(&shapes, Part::TextEncoder3)["d_model"], 4096);
+    }
+}
+
+#[test]
+fn a_transformer_under_canonical_names_has_the_same_configuration() {
+    let mut originals = vec![Shapes::new(), Shapes::new()];
+    dit::flux(&mut originals[0], "", true, 64);
+    dit::mmdit(&mut originals[1], "", &dit::MEDIUM_35);
+    for original in originals {
+        let map = transformer::key_map(&Tensors::below(&original, ""), recognise(&original).family).expect("complete");
+        let canonical: Shapes = original
+            .iter()
+            .flat_map(|(name, shape)| {
+                let renamed = |target: key_map::Target| (target.name, target.change.shape(shape).expect("fits"));
+                map.canonical(name).into_iter().map(renamed)
+            })
+            .collect();
+        assert_eq!(config(&canonical, Part::Transformer), config(&original, Part::Transformer));
+    }
+}
+
+#[test]
+fn an_encoder_alone_is_found_in_the_places_it_can_have() {
+    let mut shapes = Shapes::new();
+    dit::t5(&mut shapes, "");
+    shapes.insert(String::from("scaled_fp8"), vec![2]);
+    shapes.insert(String::from("encoder.block.0.layer.0.SelfAttention.q.scale_weight"), vec![]);
+    let contents = recognise(&shapes);
+    assert_eq!(contents.names().collect::<Vec<_>>(), ["text_encoder_2", "text_encoder_3"]);
+    assert_eq!(config(&shapes, Part::TextEncoder2), config(&shapes, Part::TextEncoder3));
+}
+
+#[test]
+fn what_stands_beside_eight_bit_weights_goes_with_them() {
+    let mut shapes = flux(true);
+    let double = "model.diffusion_model.double_blocks.0";
+    shapes.insert(format!("{double}.img_attn.qkv.scale_weight"), vec![]);
+    shapes.insert(format!("{double}.img_mlp.0.scale_input"), vec![]);
+    shapes.insert(String::from("model.diffusion_model.scaled_fp8"), vec![0]);
+    let contents = recognise(&shapes);
+    assert!(contents.strays(&shapes).is_empty());
+    let map = transformer::key_map(&Tensors::below(&shapes, "model.diffusion_model."), Family::Flux).expect("complete");
+    let names = |name: &str| map.canonical(name).into_iter().map(|target| target.name).collect::<Vec<_>>();
+    let block = "transformer_blocks.0";
+    let expected = ["to_q", "to_k", "to_v"].map(|name| format!("{block}.attn.{name}.scale_weight"));
+    assert_eq!(names("double_blocks.0.img_attn.qkv.scale_weight"), expected);
+    assert_eq!(names("double_blocks.0.img_mlp.0.scale_input"), [format!("{block}.ff.net.0.proj.scale_input")]);
 }
 
 #[test]
@@ -322,6 +474,7 @@ fn files_that_are_something_else_are_told_what_they_are() {
     for (name, what) in [
         ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "LoRA"),
         ("unet.down_blocks.0.attentions.0.proj_in.lora_A.weight", "LoRA"),
+        ("controlnet_blocks.0.weight", "ControlNet"),
         ("double_blocks.0.img_attn.norm.key_norm.scale", "Flux"),
         ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "Flux"),
         ("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight", "Stable Diffusion 3"),

@@ -19,7 +19,7 @@ use dw_pipelines::{
     hub::Hub,
     models::{AutoencoderKl, FluxControlNetModel, FluxTransformer2DModel, Reuse},
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, ModelSource, PipelineRequest},
+    request::{ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest},
     rng::{Generators, NoiseDialect},
 };
 use image::{DynamicImage, RgbImage};
@@ -100,6 +100,7 @@ impl Model {
             subfolder: None,
             variant: None,
             dtype: None,
+            quantization: None,
         }])
     }
 
@@ -116,6 +117,7 @@ impl Model {
             textual_inversions: Vec::new(),
             prompt_weighting: false,
             ip_adapters: Vec::new(),
+            memory: MemoryRequest::default(),
         }
     }
 

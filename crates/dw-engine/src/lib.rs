@@ -13,12 +13,15 @@ mod media;
 mod pipelines;
 mod placement;
 mod preview;
+mod quantize;
 mod run;
 mod surroundings;
 mod workflows;
 
 pub use builtin::{names as builtin_workflow_names, workflow as builtin_workflow};
+pub use dw_pipelines::{Error as QuantizeError, quant::Format, weights::Written};
 pub use engine::{Engine, EngineConfig, PlannedRun, RunRequest, Source, Summary, check};
 pub use error::EngineError;
 pub use preview::{ModelPreview, Preview, StepPreview};
+pub use quantize::{QuantizeRequest, quantize};
 pub use surroundings::{DeviceStatus, Surroundings, surroundings};

@@ -96,6 +96,8 @@ pub(crate) enum Command {
     Tasks(CatalogArgs),
     /// Show what dw found on this machine: devices, memory, caches, settings
     Doctor(DoctorArgs),
+    /// Store a model's layers in fewer bits, in a new folder
+    Quantize(QuantizeArgs),
     /// Show how a picture was made, from the metadata inside it
     Inspect(InspectArgs),
     /// Make a picture again from the metadata inside it
@@ -225,6 +227,31 @@ pub(crate) struct DoctorArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+/// `dw quantize`.
+#[derive(Args, Debug)]
+#[command(after_help = QUANTIZE_EXAMPLES)]
+pub(crate) struct QuantizeArgs {
+    /// The model: a folder in the diffusers layout, or the folder of one component
+    pub(crate) model: PathBuf,
+    /// The format of its layers: q2_k to q6_k, q4_0 to q8_1, nf4, fp4, int8 or fp8
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: String,
+    /// The new folder; must not exist, or be empty
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// A component to quantize, once for each [default: the transformer or UNet]
+    #[arg(long = "component", value_name = "NAME")]
+    pub(crate) components: Vec<String>,
+}
+
+const QUANTIZE_EXAMPLES: &str = "\
+Examples:
+  dw quantize flux-dev --to q4_k -o flux-dev-q4k
+  dw quantize flux-dev --to nf4 --component transformer --component text_encoder_2 -o flux-dev-nf4
+
+GGML's formats (q…) are written as GGUF, the others as safetensors in the layout of bitsandbytes. \
+Everything else is copied, and the folder appears when it is complete.";
 
 /// `dw inspect`.
 #[derive(Args, Debug)]

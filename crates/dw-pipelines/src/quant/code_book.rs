@@ -33,14 +33,6 @@ pub(crate) enum FourBit {
 }
 
 impl FourBit {
-    /// Its name in files.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Nf4 => "nf4",
-            Self::Fp4 => "fp4",
-        }
-    }
-
     /// What each code stands for, before scaling.
     pub(crate) fn values(self) -> [f32; 16] {
         match self {

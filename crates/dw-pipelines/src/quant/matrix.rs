@@ -2,7 +2,7 @@
 //!
 //! The product is exact with respect to the stored values: rows are made dense piece by piece (in f32) and multiplied
 //! with activations in full precision. candle's own product of blocks rounds activations to 8 bits, which is what
-//! language models are run with; diffusers dequantizes, and so does dw. docs/quantization.md has both times.
+//! language models are run with; diffusers dequantizes, and so does dw. docs/quantization.md says more.
 
 use std::ops::Range;
 

@@ -18,7 +18,7 @@ pub use matrix::Quantized;
 pub use scheme::{QuantizationRequest, Scheme};
 pub use weight::Weight;
 
-pub(crate) use code_book::{EightBit, FourBit};
+pub(crate) use code_book::{EightBit, FOUR_BIT_BLOCK, FourBit};
 pub(crate) use coded::Coded;
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use safetensors::{
     tensor::{Metadata, SafeTensorError},
 };
 
-use super::gguf;
+use super::{gguf, t5_names};
 use crate::{Error, Result};
 
 /// The first bytes of the text file that stands in for a file which git-lfs did not fetch.
@@ -91,7 +91,8 @@ impl<'a> WeightFile<'a> {
     fn new(bytes: Bytes<'a>, path: &Path) -> Result<Self> {
         let is_gguf = bytes.starts_with(gguf::MAGIC);
         let (records, metadata) = if is_gguf {
-            gguf::read_header(&bytes, path)?
+            let (records, metadata) = gguf::read_header(&bytes, path)?;
+            (in_canonical_names(records), metadata)
         } else {
             let (start, metadata) = header(&bytes, path)?;
             // Also checks that the data lie inside of the file.
@@ -138,6 +139,13 @@ impl<'a> WeightFile<'a> {
         // The ranges were checked against the length when the header was read.
         &self.bytes[record.range.clone()]
     }
+}
+
+/// The tensors of a T5 encoder of llama.cpp under the names of transformers; others under their own.
+fn in_canonical_names(records: BTreeMap<String, Record>) -> BTreeMap<String, Record> {
+    let Some(is_gated) = t5_names::recognise(|name| records.contains_key(name)) else { return records };
+    let rename = |(name, record): (String, Record)| (t5_names::canonical(&name, is_gated).unwrap_or(name), record);
+    records.into_iter().map(rename).collect()
 }
 
 /// Maps a file into memory for reading.

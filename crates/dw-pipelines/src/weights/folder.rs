@@ -1,5 +1,5 @@
 //! Finds the weight files of one component in its folder: one safetensors file or the shards that an
-//! index names, in the spelling of diffusers or transformers, with or without a variant.
+//! index names, in the spelling of diffusers or transformers, with or without a variant; else one GGUF file.
 //!
 //! Knows file names only; [`super::Weights`] reads the files.
 
@@ -23,7 +23,7 @@ struct ShardIndex {
 
 /// Which of a folder's files hold the weights.
 pub(crate) enum Choice {
-    /// One safetensors file.
+    /// One safetensors or GGUF file.
     Single(String),
     /// The index of several.
     Index(String),
@@ -32,10 +32,12 @@ pub(crate) enum Choice {
 /// The weights of `variant` among the names of a folder's files.
 pub(crate) fn choose(names: &BTreeSet<String>, variant: Option<&str>) -> Option<Choice> {
     let first = |candidates: Vec<String>| candidates.into_iter().find(|name| names.contains(name));
-    STEMS.iter().find_map(|stem| {
+    let safetensors = STEMS.iter().find_map(|stem| {
         let single = first(single_names(stem, variant)).map(Choice::Single);
         single.or_else(|| first(index_names(stem, variant)).map(Choice::Index))
-    })
+    });
+    let gguf = || first(STEMS.iter().map(|stem| format!("{stem}.gguf")).collect()).map(Choice::Single);
+    safetensors.or_else(gguf)
 }
 
 /// The weight files of the component in `dir`, in reading order. With a `variant` (`fp16`), the files must

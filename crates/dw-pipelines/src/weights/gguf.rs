@@ -36,8 +36,11 @@ const MAX_DEPTH: usize = 4;
 
 /// Types of single values in a header, by number, and how many bytes they take.
 const SIZES: [usize; 13] = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8];
-const TEXT: u32 = 8;
 const LIST: u32 = 9;
+
+/// The types of values that are written.
+pub(crate) const UNSIGNED: u32 = 4;
+pub(crate) const TEXT: u32 = 8;
 
 /// Tensor types by number, with their names in llama.cpp.
 const TYPES: [(u32, &str, Option<Encoding>); 32] = [

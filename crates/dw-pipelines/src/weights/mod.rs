@@ -16,10 +16,13 @@ mod random;
 mod reader;
 pub mod single_file;
 mod stored;
+mod t5_names;
+mod writer;
 
 pub use branch::Branch;
 pub use paging::{Occupancy, Paging, Rest};
 pub(crate) use stored::Listed;
+pub use writer::{Written, write_quantized};
 
 pub(crate) use reader::{read_metadata, read_names, read_stored};
 

@@ -5,6 +5,7 @@ mod catalog;
 mod completions;
 mod doctor;
 mod inspect;
+mod quantize;
 mod rerun;
 mod run;
 mod schema;
@@ -28,6 +29,7 @@ pub(crate) fn dispatch(command: Command, session: &Session) -> Result<Exit, CliE
         Command::Schedulers(args) => catalog::show(&args, &catalog::Kind::SCHEDULERS, &Engine::catalog().schedulers),
         Command::Tasks(args) => catalog::show(&args, &catalog::Kind::TASKS, &Engine::catalog().tasks),
         Command::Doctor(args) => doctor::doctor(&args, session),
+        Command::Quantize(args) => quantize::quantize(&args, session),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Rerun(args) => rerun::rerun(&args, session),
         Command::Bench(args) => bench::bench(&args, session),

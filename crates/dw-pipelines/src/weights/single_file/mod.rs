@@ -34,6 +34,7 @@ use self::{
 };
 use super::{
     file::WeightFile,
+    gguf::ARCHITECTURE,
     logical::{Logical, TensorFiles},
 };
 use crate::{
@@ -57,8 +58,11 @@ impl Checkpoint {
         let files = TensorFiles::open(&[path.to_owned()])?;
         let shapes: Shapes =
             files.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
-        let contents =
-            Contents::recognise(&shapes).map_err(|reason| Error::BadFile { path: path.to_owned(), reason })?;
+        let contents = Contents::recognise(&shapes).map_err(|reason| {
+            let says = files.files().iter().find_map(|file| file.metadata().get(ARCHITECTURE));
+            let says = says.map_or(String::new(), |says| format!("is a GGUF file of the architecture `{says}` and "));
+            Error::BadFile { path: path.to_owned(), reason: says + &reason }
+        })?;
         Ok(Self { path: path.to_owned(), files, shapes, contents })
     }
 

@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn neighbouring_features_turn_by_the_angle_of_their_axis() {
         let rotary = Rotary::new(&[[0, 0, 0], [0, 3, 0]], &[2, 4, 2], 2, &Device::Cpu).expect("even axes");
-        let x = Tensor::new(vec![1f32, 0.0].repeat(16), &Device::Cpu).and_then(|x| x.reshape((1, 2, 16)));
+        let x = Tensor::new([1f32, 0.0].repeat(16), &Device::Cpu).and_then(|x| x.reshape((1, 2, 16)));
         let turned = rotary.forward(&x.expect("32 values")).expect("the shapes fit");
         let turned = turned.reshape((2, 2, 8)).and_then(|x| x.to_vec3::<f32>()).expect("32 values");
         assert_eq!(turned[0], vec![[1.0, 0.0].repeat(4); 2]);

@@ -86,6 +86,20 @@ pub(crate) fn set_timesteps(scheduler: &mut dyn Scheduler, request: &TimestepReq
     scheduler.set_timesteps(request)
 }
 
+/// Refuses schedulers whose noise levels mean something else than the times of a rectified flow.
+pub(crate) fn check_flow(scheduler: &dyn Scheduler) -> Result<()> {
+    let (class, config) = (scheduler.class(), scheduler.config_json());
+    let uses_flow = config.get("use_flow_sigmas").and_then(Value::as_bool);
+    if class.starts_with("FlowMatch") || uses_flow == Some(true) {
+        return Ok(());
+    }
+    let remedy = match uses_flow {
+        Some(_) => "give it `use_flow_sigmas` true and `prediction_type` `flow_prediction`",
+        None => "use `FlowMatchEulerDiscreteScheduler`",
+    };
+    Err(refuse("scheduler", format!("`{class}` does not sample rectified flows, which this model is; {remedy}")))
+}
+
 /// The logarithm of the shift for a picture of `tokens` tokens: on the line through the points that the scheduler's
 /// configuration names (diffusers `calculate_shift`). `max_shift` counts where it names none.
 pub(crate) fn shift_for(config: &Map<String, Value>, tokens: usize, max_shift: f64) -> f64 {
@@ -136,6 +150,21 @@ mod tests {
         assert!((shift_for(&empty, 4096, 1.16) - 1.16).abs() < 1e-12);
         let config = json!({ "base_image_seq_len": 0, "max_image_seq_len": 100, "base_shift": 1.0, "max_shift": 2.0 });
         assert!((shift_for(config.as_object().expect("an object"), 50, 9.0) - 1.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn schedulers_of_other_models_are_refused_with_the_way_out() {
+        let checked = |class: &str, config: Value| {
+            let config = config.as_object().expect("an object").clone();
+            check_flow(&*schedulers::create(class, &config).expect("a known class")).map_err(|error| error.to_string())
+        };
+        assert_eq!(checked("FlowMatchEulerDiscreteScheduler", json!({})), Ok(()));
+        let flow = json!({ "use_flow_sigmas": true, "prediction_type": "flow_prediction" });
+        assert_eq!(checked("UniPCMultistepScheduler", flow), Ok(()));
+        let message = checked("UniPCMultistepScheduler", json!({})).expect_err("no flow");
+        assert!(message.contains("`use_flow_sigmas`"), "{message}");
+        let message = checked("EulerDiscreteScheduler", json!({})).expect_err("no flow");
+        assert!(message.contains("`FlowMatchEulerDiscreteScheduler`"), "{message}");
     }
 
     #[test]

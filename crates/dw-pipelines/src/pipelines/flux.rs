@@ -38,7 +38,7 @@ use super::{
     components::Parts,
     decode::Scaling,
     denoise::{Kept, initial_latents},
-    flow::{FlowGeneration, even_sigmas, set_timesteps, shift_for},
+    flow::{FlowGeneration, check_flow, even_sigmas, set_timesteps, shift_for},
     image_to_image::Encoding,
     step_cache,
     t5_prompt::SequenceLength,
@@ -263,7 +263,7 @@ impl<'a> Call<'a> {
         }
         check_decoder(parts, &generation)?;
         let prompts = Prompts::new(parts, &generation, (&given, &negative), arguments)?;
-        let call = Self { parts, arguments, guiding, prompts, size, generation };
+        let call = Self { parts, arguments, generation, guiding, prompts, size };
         check_generators(generators, call.pictures())?;
         Ok(call)
     }
@@ -274,16 +274,17 @@ impl<'a> Call<'a> {
     }
 
     /// Rows and columns of tokens.
-    fn tokens(&self) -> Result<(usize, usize)> {
+    fn tokens(&self) -> (usize, usize) {
         let pixels = side_multiple(self.parts);
-        Ok((self.size.0 / pixels, self.size.1 / pixels))
+        (self.size.0 / pixels, self.size.1 / pixels)
     }
 
     /// The scheduler with its schedule, shifted for the size of the picture.
     fn scheduler(&self) -> Result<Box<dyn Scheduler>> {
         let mut scheduler = self.parts.scheduler.create()?;
+        check_flow(&*scheduler)?;
         let config = scheduler.config_json();
-        let (rows, columns) = self.tokens()?;
+        let (rows, columns) = self.tokens();
         let is_own_flow = config.get("use_flow_sigmas").and_then(Value::as_bool).unwrap_or(false);
         let mut request = self.generation.timestep_request();
         if is_own_flow {
@@ -303,7 +304,7 @@ impl<'a> Call<'a> {
 
     /// The transformer with the encoded prompts, for a picture alone.
     fn conditioned(&self, context: Context<'_>) -> Result<Conditioned<'a>> {
-        let (rows, columns) = self.tokens()?;
+        let (rows, columns) = self.tokens();
         self.conditioned_at(&grid(rows, columns, 0), context)
     }
 
@@ -343,7 +344,7 @@ impl<'a> Call<'a> {
             return Ok(Some(noise));
         }
         let [pictures, channels, ..] = self.latent_shape()?;
-        let (rows, columns) = self.tokens()?;
+        let (rows, columns) = self.tokens();
         let packed = [pictures, rows * columns, 4 * channels];
         if noise.dims() != packed {
             return Err(refuse("latents", format!("has shape {:?}, but this call needs {packed:?}", noise.dims())));

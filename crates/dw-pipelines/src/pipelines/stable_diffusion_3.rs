@@ -17,7 +17,7 @@ use super::{
     components::Parts,
     control::ControlArguments,
     decode::Scaling,
-    flow::{FlowGeneration, ShiftArguments, is_dynamic, set_timesteps, shift_for},
+    flow::{FlowGeneration, ShiftArguments, check_flow, is_dynamic, set_timesteps, shift_for},
     guidance::Guidance,
     latent_control::{LatentControlCall, Rows},
     sd3_prompt::Prompts,
@@ -274,6 +274,7 @@ pub(crate) fn schedule(
 ) -> Result<Box<dyn Scheduler>> {
     let ShiftArguments { mu } = group(arguments)?;
     let mut scheduler = parts.scheduler.create()?;
+    check_flow(&*scheduler)?;
     let config = scheduler.config_json();
     let pixels = scale_factor(parts) * parts.denoiser()?.patch;
     let tokens = (size.0 / pixels) * (size.1 / pixels);

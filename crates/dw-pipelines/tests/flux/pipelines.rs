@@ -19,7 +19,7 @@ use dw_pipelines::{
     hub::Hub,
     models::{AutoencoderKl, FluxControlNetModel, FluxTransformer2DModel, Reuse},
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, ModelSource, PipelineRequest},
+    request::{ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest},
     rng::{Generators, NoiseDialect},
 };
 use image::{DynamicImage, RgbImage};
@@ -100,6 +100,7 @@ impl Model {
             subfolder: None,
             variant: None,
             dtype: None,
+            quantization: None,
         }])
     }
 
@@ -116,6 +117,7 @@ impl Model {
             textual_inversions: Vec::new(),
             prompt_weighting: false,
             ip_adapters: Vec::new(),
+            memory: MemoryRequest::default(),
         }
     }
 
@@ -174,7 +176,7 @@ fn run(pipeline: &mut Pipeline, arguments: &Arguments) -> Result<Entry> {
 }
 
 fn message(pipeline: &mut Pipeline, arguments: &Arguments) -> String {
-    run(pipeline, arguments).err().expect("refused").to_string()
+    run(pipeline, arguments).expect_err("refused").to_string()
 }
 
 /// The latents of a call that asks for them.

@@ -82,7 +82,7 @@ pub(crate) fn parameter(tag: &str, name: &str, shape: &Shape) -> Result<Tensor> 
     let is_table = TABLES.iter().any(|table| name.ends_with(table));
     Ok(match shape.dims() {
         _ if is_table => (drawn * 0.6)?,
-        [_] if name.ends_with(".bias") => (drawn * 0.1)?,
+        [_] if name.rsplit('.').next() == Some("bias") => (drawn * 0.1)?,
         [_] if name.contains("norm") => ((drawn * 0.15)? + 1.0)?,
         [_] => (drawn * 0.3)?,
         [_, inputs @ ..] => (drawn * (1.0 / (inputs.iter().product::<usize>() as f64).sqrt()))?,

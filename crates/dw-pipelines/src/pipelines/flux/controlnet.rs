@@ -19,7 +19,7 @@ use crate::{
     models::{FluxControlNetInput, FluxControlNetModel, FluxInput, FluxResiduals},
     nn::Rotary,
     pipelines::{
-        arguments::{Defaults, group, group_schema, refuse_unknown},
+        arguments::{Defaults, Numbers, group, group_schema, refuse_unknown},
         call::Surroundings,
         components::Parts,
         control::{Acting, ControlArguments, ControlModes, ControlPictures, acting, all_pictures, kinds},
@@ -84,7 +84,7 @@ impl<'a> ControlCall<'a> {
         let ControlPictures { control_image } = group(arguments)?;
         let pictures = all_pictures(arguments, NAME, control_image)?;
         let ControlModes { control_mode } = group(arguments)?;
-        let modes = control_mode.as_ref().map_or(0, |modes| modes.len());
+        let modes = control_mode.as_ref().map_or(0, Numbers::len);
         let shared = |models: &[&'a FluxControlNetModel]| match models {
             [model] if modes > 1 => Some(*model),
             _ => None,
@@ -114,7 +114,7 @@ impl<'a> ControlCall<'a> {
         (words, steps): (usize, usize),
         generators: &mut Generators,
     ) -> Result<Control<'a>> {
-        let (rows, columns) = call.tokens()?;
+        let (rows, columns) = call.tokens();
         let positions = grid(rows, columns, 0);
         let net = |net: NetCall<'a>| {
             let condition = packed(&picture_latents(call, &net.pictures, generators)?)?;

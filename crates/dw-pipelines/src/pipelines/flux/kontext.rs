@@ -86,7 +86,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let call = Call::new(parts, arguments, size, surroundings.generators)?;
     let mut scheduler = call.scheduler()?;
 
-    let (rows, columns) = call.tokens()?;
+    let (rows, columns) = call.tokens();
     let mut positions = grid(rows, columns, 0);
     let following = match &start {
         Some(start) => {

@@ -38,12 +38,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The least of several times, in seconds.
-fn least(times: usize, mut run: impl FnMut() -> Result<(), Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
+fn least<T>(times: usize, mut run: impl FnMut() -> Result<T, Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
     let mut least = f64::INFINITY;
     for _ in 0..times {
         let started = Instant::now();
-        run()?;
+        let result = run()?;
         least = least.min(started.elapsed().as_secs_f64());
+        drop(result);
     }
     Ok(least)
 }
@@ -98,13 +99,13 @@ fn products() -> Result<(), Box<dyn Error>> {
     for positions in POSITIONS {
         let x = Tensor::randn(0f32, 1.0, (positions, WIDTH), &Device::Cpu)?;
         let transposed = dense.t()?;
-        let plain = least(3, || Ok(drop(x.matmul(&transposed)?)))?;
+        let plain = least(3, || Ok(x.matmul(&transposed)?))?;
         println!("{positions} x {WIDTH} x {WIDTH}, dense f32: {:.1} ms", plain * 1e3);
         let own: HashMap<&str, GgmlDType> =
             [("q4_0", GgmlDType::Q4_0), ("q4_k", GgmlDType::Q4K), ("q8_0", GgmlDType::Q8_0)].into();
         for name in ["q4_0", "q4_k", "q8_0", "nf4", "int8", "fp8"] {
             let matrix = Quantized::quantize(&dense, Format::parse(name)?, false)?;
-            let ours = least(3, || Ok(drop(matrix.product(&x)?)))?;
+            let ours = least(3, || Ok(matrix.product(&x)?))?;
             let exact = x.matmul(&matrix.dequantize(DType::F32)?.t()?)?;
             let difference = |y: &Tensor| -> Result<f32, Box<dyn Error>> {
                 Ok((y - &exact)?.abs()?.flatten_all()?.max(0)?.to_scalar()?)
@@ -112,7 +113,7 @@ fn products() -> Result<(), Box<dyn Error>> {
             let mut line = format!("  {name}: {:.1} ms (off by {:.1e})", ours * 1e3, difference(&matrix.product(&x)?)?);
             if let Some(dtype) = own.get(name) {
                 let blocks = QMatMul::from_arc(Arc::new(QTensor::quantize(&dense, *dtype)?))?;
-                let theirs = least(3, || Ok(drop(blocks.forward(&x)?)))?;
+                let theirs = least(3, || Ok(blocks.forward(&x)?))?;
                 line += &format!(
                     "; candle's own {:.1} ms (off by {:.1e})",
                     theirs * 1e3,

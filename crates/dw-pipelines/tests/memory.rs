@@ -68,16 +68,19 @@ struct Drawn {
 
 impl Drawn {
     fn warnings(&self) -> Vec<&str> {
-        let warning = |event| match event {
-            &Event::Warning { ref message } => Some(message.as_str()),
+        let warnings = self.events.iter().filter_map(|event| match event {
+            Event::Warning { message } => Some(message.as_str()),
             _ => None,
-        };
-        self.events.iter().filter_map(warning).collect()
+        });
+        warnings.collect()
     }
 
     fn plan(&self) -> &FitPlan {
-        let plan = |event| if let &Event::FitPlan { ref plan } = event { Some(plan) } else { None };
-        self.events.iter().find_map(plan).expect("a plan comes with every load")
+        let mut plans = self.events.iter().filter_map(|event| match event {
+            Event::FitPlan { plan } => Some(plan),
+            _ => None,
+        });
+        plans.next().expect("a plan comes with every load")
     }
 }
 

@@ -27,7 +27,7 @@ use dw_pipelines::{
         T5EncoderModel,
     },
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, LoraRequest, ModelSource, PipelineRequest},
+    request::{ComponentChoice, ComponentRequest, Context, LoraRequest, MemoryRequest, ModelSource, PipelineRequest},
     rng::{Generator, Generators, NoiseDialect},
     weights::Weights,
 };
@@ -317,6 +317,7 @@ fn request(class: &str) -> PipelineRequest {
         textual_inversions: Vec::new(),
         prompt_weighting: false,
         ip_adapters: Vec::new(),
+        memory: MemoryRequest::default(),
     }
 }
 
@@ -332,6 +333,7 @@ fn component(class: &str, folder: PathBuf) -> ComponentChoice {
         subfolder: None,
         variant: None,
         dtype: None,
+        quantization: None,
     }])
 }
 

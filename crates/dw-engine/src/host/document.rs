@@ -256,8 +256,11 @@ fn loras(loras: &Loras) -> Value {
     Value::Array(loras.adapters.iter().map(adapter).collect())
 }
 
-/// Presets by name: scheduler and number of steps. `fast` keeps the model's own scheduler.
-const PRESETS: [(&str, Option<(&str, bool)>, u32); 3] = [
+/// A name, the scheduler with whether its sigmas are Karras', and the number of steps.
+type Preset = (&'static str, Option<(&'static str, bool)>, u32);
+
+/// The presets. `fast` keeps the model's own scheduler.
+const PRESETS: [Preset; 3] = [
     ("fast", None, 20),
     ("balanced", Some(("DPMSolverMultistepScheduler", true)), 28),
     ("best", Some(("DPMSolverMultistepScheduler", true)), 50),

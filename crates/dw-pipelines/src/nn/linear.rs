@@ -70,6 +70,6 @@ impl Weights {
                 branches: weights.branches(&weight).to_vec(),
             })
         };
-        Ok(Linear(self.layer(&parameters[..1 + usize::from(parameters[0] != parameters[1])], build)?))
+        Ok(Linear(self.layer(&parameters[..=usize::from(parameters[0] != parameters[1])], build)?))
     }
 }

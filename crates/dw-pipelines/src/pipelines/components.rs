@@ -20,6 +20,7 @@ use crate::{
 };
 
 /// A loaded part, whichever it is.
+#[expect(clippy::large_enum_variant, reason = "a handful of them, none of which moves once it is loaded")]
 pub enum Model {
     /// Text to token ids.
     Tokenizer(ClipTokenizer),

@@ -152,6 +152,7 @@ struct Planned {
 }
 
 /// Where a component comes from.
+#[expect(clippy::large_enum_variant, reason = "a handful of them, which live while a pipeline is loaded")]
 enum Origin {
     Loaded(Planned),
     Shared(SharedComponent),

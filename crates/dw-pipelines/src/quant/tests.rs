@@ -69,7 +69,8 @@ const FORMATS: [(Format, f32); 15] = [
 #[test]
 fn blocks_are_read_as_llama_cpp_reads_them() {
     // Values at 0, 37, 300 and 511, and the sum of all, each times its place modulo 7 plus 1.
-    let cases: [(GgmlDType, &[(usize, f32)], [f32; 4], f64); 10] = [
+    type Case<'a> = (GgmlDType, &'a [(usize, f32)], [f32; 4], f64);
+    let cases: [Case<'_>; 10] = [
         (
             GgmlDType::Q4_0,
             &[(0, 0.031)],

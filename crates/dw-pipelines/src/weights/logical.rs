@@ -207,7 +207,9 @@ impl<'a> TensorFiles<'a> {
                     Some(place) => self.floats(place)?,
                     None => vec![1.0],
                 };
-                scales.iter_mut().for_each(|scale| *scale *= factor);
+                for scale in &mut scales {
+                    *scale *= factor;
+                }
                 let rows = shape.first().copied().unwrap_or(1);
                 let columns = shape.iter().skip(1).product();
                 let matrix = Quantized::from(Coded::eight_bit((rows, columns), *kind, data.to_vec(), scales)?);

@@ -41,6 +41,9 @@ pub(super) struct Stored {
     scheme: Option<Arc<Scheme>>,
 }
 
+/// Tensors under their canonical names.
+type Named = Vec<(String, Stored)>;
+
 /// A tensor as the header of its file lists it, under its canonical name.
 pub(crate) struct Listed {
     pub(crate) name: String,
@@ -75,10 +78,7 @@ impl Stored {
     }
 
     /// All tensors of a component of a checkpoint under canonical names, and the names of those without a place.
-    pub(super) fn of_part(
-        part: &CheckpointPart,
-        scheme: Option<&Scheme>,
-    ) -> Result<(Vec<(String, Self)>, Vec<String>)> {
+    pub(super) fn of_part(part: &CheckpointPart, scheme: Option<&Scheme>) -> Result<(Named, Vec<String>)> {
         let scheme = scheme.cloned().map(Arc::new);
         let (mut tensors, mut passed_over) = (Vec::new(), Vec::new());
         for reading in part.readings()? {

@@ -117,7 +117,7 @@ mod tests {
         let mut record = record(false, None);
         record.add(&Event::StepStarted { step: "more".into(), index: 0 });
         record.add(&Event::MemoryUsed { device: "cpu".into(), peak: 3_100_000_000, planned: 3_000_000_000 });
-        let text = plain(&finished("w", 1.0, &record));
+        let text = plain(&finished("w", 1.0, &record, "--seed"));
         assert!(text.contains("peak  more: 3.1 GB of memory on cpu, 3.0 GB planned"), "{text}");
     }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use dw_core::{
+    nearest::nearest,
     paths::{check_variable_name, check_variable_text},
     variables::Bindings,
 };
@@ -115,7 +116,7 @@ fn check(name: &str, value: &str, loaded: &Loaded) -> Result<(), Failure> {
 /// What is said about a variable that the workflow does not have.
 pub(super) fn undeclared(name: &str, loaded: &Loaded) -> Failure {
     let names = || loaded.variables().keys().map(String::as_str);
-    let near = super::nearest(name, names()).map(|near| format!("\nDid you mean '{near}'?")).unwrap_or_default();
+    let near = nearest(name, names()).map(|near| format!("\nDid you mean '{near}'?")).unwrap_or_default();
     let list = names().collect::<Vec<_>>().join(", ");
     Failure::usage(format!("Error: '{name}' is not defined in workflow variables\nAvailable variables: {list}{near}"))
 }
@@ -129,7 +130,7 @@ pub(super) fn clear(repl: &mut Repl<'_>, words: &[Word]) -> Result<Reply, Failur
     let mut text = String::new();
     for word in words {
         match repl.state.arguments.remove(&word.text) {
-            Some(_) => let _ = write!(text, "Cleared argument {}\n", word.text),
+            Some(_) => text.push_str(&format!("Cleared argument {}\n", word.text)),
             None => return Err(Failure::usage(format!("Error: no value is set for '{}'", word.text))),
         }
     }

@@ -166,7 +166,9 @@ impl Known {
     /// Workflow files and folders whose path begins like this: those found as typed, then those in the
     /// folder of workflows.
     pub(super) fn workflows(&self, partial: &str) -> Vec<String> {
-        let is_workflow = |path: &String| path.ends_with(is_separator) || Path::new(path).extension().is_some_and(|ending| ending == "json");
+        let is_workflow = |path: &String| {
+            path.ends_with(is_separator) || Path::new(path).extension().is_some_and(|ending| ending == "json")
+        };
         let mut found: Vec<String> = Vec::new();
         for root in [Path::new(""), &self.workflow_dir] {
             for path in listing(root, partial).into_iter().filter(is_workflow) {

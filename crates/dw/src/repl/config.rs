@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use dw_core::paths::check_string;
+use dw_core::{nearest::nearest, paths::check_string};
 use etcetera::BaseStrategy;
 use fs_err as fs;
 use serde_json::{Map, Value};
@@ -314,7 +314,7 @@ impl Config {
 pub(super) fn show(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> {
     let mut text = "Current configuration:\n".to_owned();
     for setting in SETTINGS {
-        let _ = write!(text, "  {}={}\n", setting.name, setting.value(&repl.config));
+        let _ = writeln!(text, "  {}={}", setting.name, setting.value(&repl.config));
     }
     Ok(Reply::answer(text))
 }
@@ -345,7 +345,7 @@ fn join(first: &str, rest: &[Word]) -> String {
 
 fn unknown(name: &str) -> Failure {
     let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name).collect();
-    let near = super::nearest(name, names.iter().copied()).map(|near| format!(" Did you mean '{near}'?"));
+    let near = nearest(name, names.iter().copied()).map(|near| format!(" Did you mean '{near}'?"));
     Failure::usage(format!(
         "Error: Unknown setting '{name}'.{} Settings: {}",
         near.unwrap_or_default(),
@@ -359,9 +359,9 @@ fn applied(repl: &mut Repl<'_>, setting: &Setting) -> Result<Reply, Failure> {
     let mut text = String::new();
     if setting.name == "log_level" {
         crate::logging::set_level(&value).map_err(Failure::usage)?;
-        let _ = write!(text, "Log level set to {value}\n");
+        let _ = writeln!(text, "Log level set to {value}");
     }
-    let _ = write!(text, "Set {}={value}\n", setting.name);
+    let _ = writeln!(text, "Set {}={value}", setting.name);
     if setting.of_worker {
         if repl.worker.is_running() {
             text += "The worker was ended, for the next run needs a fresh one\n";

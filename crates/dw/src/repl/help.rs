@@ -83,7 +83,7 @@ pub(super) fn about_group(group: &'static Group) -> String {
 pub(super) fn about(command: &Command, arguments: &[Word], known: &Known) -> String {
     let mut text = format!("{}\n  {}\n", call(command), sentence(command.summary));
     if !command.details.is_empty() {
-        let _ = write!(text, "  {}\n", command.details);
+        let _ = writeln!(text, "  {}", command.details);
     }
     text + &values(command.takes, arguments, known)
 }

@@ -28,6 +28,7 @@ mod tests;
 
 use std::path::PathBuf;
 
+use dw_core::nearest::nearest;
 use dw_engine::worker::{Supervisor, WorkerLaunch};
 
 use serde_json::Value;
@@ -282,13 +283,4 @@ fn unknown_in(group: &'static commands::Group, word: &str) -> Failure {
         printable(word),
         group.name
     ))
-}
-
-/// The name that somebody may have meant.
-fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    names
-        .map(|name| (strsim::jaro_winkler(&word.to_lowercase(), name), name))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name)
 }

@@ -113,17 +113,20 @@ pub(super) fn status(repl: &mut Repl<'_>, _: &[Word]) -> Result<Reply, Failure> 
         ),
     };
     if !repl.state.arguments.is_empty() {
-        let _ = write!(text, "Arguments: {} set\n", repl.state.arguments.len());
+        let _ = writeln!(text, "Arguments: {} set", repl.state.arguments.len());
     }
-    let _ = write!(text, "Seed: {}\n", results::seed_text(repl));
+    let _ = writeln!(text, "Seed: {}", results::seed_text(repl));
     text += &match (repl.worker.is_running(), repl.worker.process_id()) {
         (true, Some(id)) => format!("Worker: running, process {id}\n"),
         (true, None) => "Worker: running\n".to_owned(),
         (false, _) => "Worker: not running; the next run starts it\n".to_owned(),
     };
-    let _ = write!(text, "Finished in this session: {}, {}\n",
+    let _ = writeln!(
+        text,
+        "Finished in this session: {}, {}",
         count(repl.state.runs, "run"),
-        count(repl.state.outputs.len(), "file"));
+        count(repl.state.outputs.len(), "file")
+    );
     Ok(Reply::answer(text))
 }
 

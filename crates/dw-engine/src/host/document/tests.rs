@@ -19,7 +19,7 @@ fn prepared(method: &str, parameters: Value) -> Result<(Prepared, Value), Failur
 }
 
 fn failure(method: &str, parameters: Value) -> Failure {
-    prepared(method, parameters).err().expect("a failure")
+    prepared(method, parameters).expect_err("a failure")
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn spoken(input: Vec<u8>, folder: &Path) -> Vec<Value> {
         ear.lock().expect("unbroken").push(serde_json::from_str(line).expect("one JSON object a line"));
         true
     });
-    let config = EngineConfig { device: Some("cpu".into()), offline: true, cuda_noise: false };
+    let config = EngineConfig { device: Some("cpu".into()), offline: true, cuda_noise: false, ignore_fit: false };
     let engine = Engine::new(config).expect("a CPU");
     let options = HostOptions { output_dir: folder.to_owned(), set_log_level: |_| Ok(()) };
     serve_lines(Cursor::new(input), say, engine, options).expect("no fault");
@@ -200,7 +200,7 @@ fn a_host_that_no_longer_reads_ends_the_work() {
         counter.fetch_add(1, Ordering::SeqCst);
         !line.contains("request_progress")
     });
-    let config = EngineConfig { device: Some("cpu".into()), offline: true, cuda_noise: false };
+    let config = EngineConfig { device: Some("cpu".into()), offline: true, cuda_noise: false, ignore_fit: false };
     let options = HostOptions { output_dir: folder.path().to_owned(), set_log_level: |_| Ok(()) };
     let engine = Engine::new(config).expect("a CPU");
     serve_lines(Cursor::new(lines.into_bytes()), say, engine, options).expect("no fault");

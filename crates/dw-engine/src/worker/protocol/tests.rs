@@ -55,7 +55,7 @@ fn report_on_the_wire() -> Value {
 
 #[test]
 fn commands_are_on_the_wire_as_documented() {
-    let engine = EngineConfig { device: Some("cuda:1".into()), offline: true, cuda_noise: false };
+    let engine = EngineConfig { device: Some("cuda:1".into()), offline: true, cuda_noise: false, ignore_fit: false };
     is_on_the_wire(
         &Command::Hello { protocol: 1, engine, cache_budget: Some(1000) },
         &json!({

@@ -212,7 +212,7 @@ mod tests {
     }
 
     fn fit<'a>(request: &'a MemoryRequest, needs: &'a [Need], free: u64) -> Fit<'a> {
-        Fit { request, needs, memory: Some(DeviceMemory { in_use: GB, free: free * GB }) }
+        Fit { request, needs, memory: Some(DeviceMemory { in_use: GB, free: free * GB, total: free * GB + GB }) }
     }
 
     fn peak(paging: Option<Paging>, is_tiled: bool) -> (f64, String) {

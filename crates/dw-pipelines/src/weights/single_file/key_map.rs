@@ -58,6 +58,7 @@ impl Change {
 
     /// Which rows of a tensor with this many make up the result, in order; none when the change does not fit them, or
     /// does more than picking rows.
+    #[expect(clippy::single_range_in_vec_init, reason = "most changes pick one span, one picks two")]
     pub(crate) fn spans(self, rows: usize) -> Option<Vec<Range<usize>>> {
         match self {
             Self::None => Some(vec![0..rows]),

@@ -103,6 +103,7 @@ fn stable_diffusion_3(transformer: &Component<'_>, kin: Map<String, Value>) -> G
 }
 
 /// The `model_index.json` of the pipeline that a checkpoint is for.
+#[expect(clippy::unnecessary_wraps, reason = "all files that are made up have this form")]
 pub(super) fn model_index(contents: &Contents) -> Generated {
     let clip = |class: &str| json!(["transformers", class]);
     if contents.family == Family::StableDiffusion3 {

@@ -228,7 +228,7 @@ fn what_is_wrong_with_an_adapter_is_said_when_it_is_loaded() {
 
     let wrong_block = ip_adapter(&json!({ "down": { "block_9": 1 } }));
     assert!(why_not(&with_adapters(vec![wrong_block])).contains("no block `block_9`"));
-    assert!(IpAdapterScale::from_json(&json!([0.5, 0.5])).is_err() && IpAdapterScale::from_json(&json!("x")).is_err());
+    assert!(IpAdapterScale::from_json(&json!("x")).is_err() && IpAdapterScale::from_json(&json!([0.5, "x"])).is_err());
 }
 
 #[test]

@@ -546,7 +546,7 @@ fn parts_of_other_families_are_refused_before_they_are_read() {
         scale: 1.0,
     };
     let message = refused(&PipelineRequest { loras: vec![lora], ..without_t5("StableDiffusion3Pipeline") });
-    assert!(message.contains("with a UNet") && message.contains("transformer"), "{message}");
+    assert!(message.contains("with a UNet") && message.contains("the model is Stable Diffusion 3"), "{message}");
 }
 
 #[test]

@@ -212,6 +212,8 @@ impl Coded {
             Ok((all.narrow(0, first, (self.start + count).div_ceil(per) - first)?, self.start - first * per))
         };
         let (codes, skipped) = part(&self.codes, per_byte)?;
+        // As 32-bit indices: candle takes the largest number of an index's type to mean "nothing", and 255 is a code.
+        let codes = codes.to_dtype(DType::U32)?;
         let values = self.table.index_select(&codes, 0)?.flatten_all()?.narrow(0, skipped, count)?;
         let (scales, skipped) = part(&self.scales, self.group)?;
         let scales = scales.unsqueeze(1)?.broadcast_as((scales.dim(0)?, self.group))?.flatten_all()?;

@@ -47,7 +47,9 @@ impl Blocks {
     /// Brings a matrix `(rows, columns)` in host memory into blocks.
     pub(super) fn quantize(matrix: &Tensor, dtype: GgmlDType) -> Result<Self> {
         let (rows, columns) = matrix.dims2()?;
-        Ok(Self { tensor: Arc::new(QTensor::quantize(matrix, dtype)?), rows, columns })
+        // A copy of a part: candle would quantize all of the memory that a view lies in.
+        let whole = matrix.force_contiguous()?;
+        Ok(Self { tensor: Arc::new(QTensor::quantize(&whole, dtype)?), rows, columns })
     }
 
     pub(super) fn dtype(&self) -> GgmlDType {

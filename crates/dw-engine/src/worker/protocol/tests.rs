@@ -61,7 +61,7 @@ fn commands_are_on_the_wire_as_documented() {
         &json!({
             "type": "hello",
             "protocol": 1,
-            "engine": { "device": "cuda:1", "offline": true, "cuda_noise": false },
+            "engine": { "device": "cuda:1", "offline": true, "cuda_noise": false, "ignore_fit": false },
             "cache_budget": 1000
         }),
     );

@@ -123,6 +123,7 @@ impl MemoryProbe {
     pub(crate) fn report(&self) -> MemoryReport {
         let probe = &self.0;
         let memory = device::memory(&probe.device);
+        let host = if probe.device.is_cpu() { memory } else { device::memory(&Device::Cpu) };
         let component = |kept: KeptComponent| LoadedComponent {
             name: kept.name,
             class: kept.class,
@@ -137,7 +138,7 @@ impl MemoryProbe {
             total: memory.map(|memory| memory.total),
             components: probe.inventory.components().into_iter().map(component).collect(),
             budget: probe.budget,
-            host_rss: resident_memory(),
+            host_rss: host.map(|host| host.in_use),
             growth_since_last_run: probe.history.lock().unwrap_or_else(PoisonError::into_inner).growth,
             run_count: self.run_count(),
         }
@@ -163,11 +164,6 @@ fn growth_warning(before: Measured, now: Measured) -> Option<String> {
 
 fn difference(now: u64, before: u64) -> i64 {
     i64::try_from(i128::from(now) - i128::from(before)).unwrap_or(i64::MAX)
-}
-
-/// The resident memory of this process, in bytes.
-fn resident_memory() -> Option<u64> {
-    device::memory(&Device::Cpu).map(|memory| memory.in_use)
 }
 
 #[cfg(test)]

@@ -208,7 +208,14 @@ fn document(stages: &[Stage], chained: bool, names: &Names, folder: &Path) -> Re
         }
         steps.push(Value::Object(step));
     }
-    Ok(json!({ "id": names.base, "steps": steps }))
+    // The run has the first stage's seed, so that this is the one its result names.
+    let first = steps.iter().find(|step| step.get("pipeline").is_some());
+    let seed = first.and_then(|step| step.get("seed")).cloned();
+    let mut document = json!({ "id": names.base, "steps": steps });
+    if let Some(seed) = seed {
+        document["seed"] = seed;
+    }
+    Ok(document)
 }
 
 /// The seed of a stage; hosts write -1 for one that is drawn.

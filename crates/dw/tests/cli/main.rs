@@ -2,7 +2,9 @@
 
 mod bad_input;
 mod catalog;
+mod host;
 mod metadata;
+mod quantize;
 mod run;
 mod settings;
 mod usage;

@@ -38,6 +38,7 @@ fn text2img_becomes_one_step_with_everything_it_says() {
         document,
         json!({
             "id": "r_1",
+            "seed": 7,
             "steps": [{
                 "name": "stage1",
                 "seed": 7,

@@ -36,7 +36,7 @@ fn pictures_are_written_where_a_request_says_and_models_stay() {
         image::open(sandbox.path(path)).expect("a picture").to_rgb8()
     };
     assert_eq!(file(results[0]).dimensions(), (64, 64));
-    assert!(sandbox.path("outputs/first.png").is_file());
+    assert!(sandbox.path("first.png").is_file());
     assert_eq!(results[1]["result"]["images"][0]["content_type"], "image/webp");
     assert!(!answers.iter().any(|answer| answer["type"] == "request_loading" && answer["request_id"] == "b"));
 }

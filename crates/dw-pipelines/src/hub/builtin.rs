@@ -64,7 +64,7 @@ static MODELS: [BuiltinModel; 3] = [
         files: shared!(
             "model_index.json": "stable-diffusion-3/model_index.json",
             "scheduler/scheduler_config.json": "stable-diffusion-3/scheduler.json",
-            "text_encoder/config.json": "clip_l_tiny.json",
+            "text_encoder/config.json": "clip_l_tiny_projected.json",
             "text_encoder_2/config.json": "clip_big_g_tiny.json",
             "text_encoder_3/config.json": "t5_tiny.json",
             "tokenizer/vocab.json": "clip_tokenizer/vocab.json",

@@ -38,7 +38,7 @@ pub struct FitPlan {
 pub struct ComponentFit {
     /// Its name (`unet`).
     pub name: String,
-    /// The type of its weights.
+    /// The type of its weights (`bf16`), or the format of most of them where they are quantized (`q4_k`).
     pub dtype: String,
     /// Bytes of all of them on the device.
     pub bytes: u64,

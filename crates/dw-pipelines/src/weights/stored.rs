@@ -62,6 +62,11 @@ impl Listed {
         let wide = if is_widened { self.stored.bytes_as(DType::F32) } else { 0 };
         self.stored.bytes_as(dtype) + wide
     }
+
+    /// Whether it stays in the form in which it is stored, whatever the model's type.
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.stored.fixed_bytes.is_some()
+    }
 }
 
 impl Stored {

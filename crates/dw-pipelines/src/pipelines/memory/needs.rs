@@ -38,7 +38,8 @@ pub(crate) struct Need {
     pub(crate) name: String,
     /// The stage of a call in which it computes.
     pub(crate) stage: String,
-    pub(crate) dtype: DType,
+    /// How most of its weights are stored there: a type (`bf16`) or a format of quantized weights (`q4_k`).
+    pub(crate) storage: String,
     /// Bytes of its weights on the device.
     pub(crate) bytes: u64,
     /// Bytes of each layer, by its path.
@@ -66,11 +67,15 @@ impl Need {
         (dtype, device): (DType, &Device),
         call: &Call,
     ) -> Result<Self> {
-        let mut layers = BTreeMap::new();
+        let (mut layers, mut quantized) = (BTreeMap::new(), 0);
         for listed in files.list(scheme)? {
             let layer = listed.name.rsplit_once('.').map_or("", |(layer, _)| layer);
-            *layers.entry(layer.to_owned()).or_insert(0) += listed.bytes(dtype, device.is_cpu());
+            let bytes = listed.bytes(dtype, device.is_cpu());
+            *layers.entry(layer.to_owned()).or_insert(0) += bytes;
+            quantized += if listed.is_quantized() { bytes } else { 0 };
         }
+        let bytes: u64 = layers.values().sum();
+        let format = scheme.and_then(|scheme| scheme.format).map_or("quantized".into(), |format| format.to_string());
         let map = |(height, width)| activations(stage_of(name), config, call, (height, width));
         let tile = (call.tile.min(call.height), call.tile.min(call.width));
         let is_vae = config.get("latent_channels").is_some();
@@ -78,8 +83,8 @@ impl Need {
         Ok(Self {
             name: name.to_owned(),
             stage: stage_of(name).to_owned(),
-            dtype,
-            bytes: layers.values().sum(),
+            storage: if quantized > bytes / 2 { format } else { dtype.as_str().to_owned() },
+            bytes,
             layers,
             activations: whole,
             tiled_activations: if is_vae { map(tile) } else { whole },
@@ -183,7 +188,7 @@ pub(super) mod tests {
         Need {
             name: name.into(),
             stage: stage_of(name).into(),
-            dtype: DType::F32,
+            storage: "f32".into(),
             bytes: blocks.iter().sum(),
             layers,
             activations,

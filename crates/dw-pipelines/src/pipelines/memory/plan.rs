@@ -58,7 +58,7 @@ pub(crate) fn decide(request: &MemoryRequest, needs: &[Need], call: Call, device
     let (peak, stage, activations) = fit.peak(way);
     let component = |need: &Need| ComponentFit {
         name: need.name.clone(),
-        dtype: need.dtype.as_str().to_owned(),
+        dtype: need.storage.clone(),
         bytes: need.bytes,
         at_once: need.at_once(request.paging(base_name(&need.name), way.paging)),
         presence: presence(request.paging(base_name(&need.name), way.paging)).to_owned(),

@@ -12,6 +12,7 @@ mod references;
 mod sources;
 mod step;
 mod subworkflow;
+mod unknown_keys;
 
 use std::{
     collections::BTreeMap,

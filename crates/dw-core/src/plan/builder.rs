@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use super::{Plan, PlanInputs, PlannedStep, Purpose, features, late, references, step, subworkflow};
+use super::{Plan, PlanInputs, PlannedStep, Purpose, features, late, references, step, subworkflow, unknown_keys};
 use crate::{
     document::{self, Document, child_pointer},
     finding::{self, Finding, Severity},
@@ -83,6 +83,7 @@ pub(super) fn build(document: &Document, inputs: &PlanInputs) -> Result<Plan, Ve
     check_id(&mut report);
     let bound = bind(&mut report, inputs);
     check_bound_structure(&mut report, &bound);
+    unknown_keys::check(&mut report, &bound);
     let ancestors = subworkflow::ancestors_with(document, inputs);
     let steps = plan_steps(&mut report, inputs, &ancestors, &bound);
     let seed = bound.get("seed").and_then(|seed| serde_json::from_value::<Seed>(seed.clone()).ok());

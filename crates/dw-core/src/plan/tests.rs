@@ -269,6 +269,20 @@ fn a_variable_without_a_value_is_an_error_only_to_a_run() {
 }
 
 #[test]
+fn keys_that_nothing_reads_are_warnings_with_the_name_that_was_meant() {
+    let scheduler = json!({ "configuration": { "scheduler_type": "EulerDiscreteScheduler" }, "from_confg_args": {} });
+    let step = with(pipeline_step("draw"), "/pipeline/scheduler", scheduler);
+    let mut document = workflow(json!([with(step, "/reslt", json!({}))]));
+    document["_remark"] = json!("kept");
+    let found = plan(&document, json!({})).expect("no error").warnings;
+    let warnings: Vec<_> = found.iter().filter(|finding| finding.code == "unknown-key").collect();
+    let places: Vec<&str> = warnings.iter().map(|finding| finding.place.pointer.as_str()).collect();
+    assert_eq!(places, ["/steps/0/pipeline/scheduler/from_confg_args", "/steps/0/reslt"]);
+    assert_eq!(warnings[0].remedy.as_deref(), Some("did you mean `from_config_args`?"));
+    assert_eq!(warnings[1].remedy.as_deref(), Some("did you mean `result`?"));
+}
+
+#[test]
 fn too_many_steps_are_one_finding() {
     let step = json!({"name": "t", "task": {"command": "gather_inputs", "arguments": {}}});
     one(&workflow(vec![step; 10_001].into()), "too-large /steps: too many steps: 10001 > 10000");

@@ -155,7 +155,7 @@ impl Shapes {
             }
         }
         let is_layer = |i: &usize| shape_of(&format!("ip_adapter.{i}.to_k_ip.weight")).is_some();
-        let (layers, wanted) = ((0..).take_while(is_layer).count(), config.attentions());
+        let (layers, wanted) = ((0..usize::MAX).take_while(is_layer).count(), config.attentions());
         if layers != wanted {
             return Err(refuse(format!("it has {layers} attention layers, the model has {wanted}")));
         }
@@ -184,7 +184,7 @@ impl TimeImageProjection {
         let times = size("time_embedding.linear_1.weight", 1);
         let layers = weights.pp("layers");
         let is_layer = |i: &usize| ProjectionLayer::is_in(&layers.pp(i));
-        let depth = (0..).take_while(is_layer).count();
+        let depth = (0..usize::MAX).take_while(is_layer).count();
         Ok(Self {
             time_proj: Timesteps::new(times, true, 0.0, weights.device())?,
             time_embedding: TimestepEmbedding::new(times, hidden, Activation::Silu, &weights.pp("time_embedding"))?,

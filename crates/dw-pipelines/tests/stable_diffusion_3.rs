@@ -108,6 +108,7 @@ fn input([sample, text, pooled]: &[Tensor; 3]) -> Sd3Input<'_> {
         pooled_projections: pooled,
         block_residuals: &[],
         skip_layers: &[],
+        image_prompt: None,
     }
 }
 

@@ -5,6 +5,8 @@
 
 use candle_core::{D, Device, Tensor};
 
+mod image_attention;
+
 use super::config::unsupported;
 use crate::{
     Error, Result,
@@ -14,6 +16,8 @@ use crate::{
     },
     weights::Weights,
 };
+
+pub(super) use image_attention::{BlockImages, ImageAttention, ImageBranch};
 
 /// The epsilon of all norms, which no configuration names.
 pub(super) const EPS: f64 = 1e-6;
@@ -197,7 +201,12 @@ pub(super) struct Modulation<const N: usize> {
 
 impl<const N: usize> Modulation<N> {
     pub(super) fn new(inner: usize, weights: &Weights) -> Result<Self> {
-        Ok(Self { linear: weights.pp("linear").linear(inner, N * inner, true)? })
+        Ok(Self::of(weights.pp("linear").linear(inner, N * inner, true)?))
+    }
+
+    /// That of a layer with `N` times as many outputs as the vectors have features.
+    pub(super) fn of(linear: Linear) -> Self {
+        Self { linear }
     }
 
     pub(super) fn forward(&self, embedding: &Tensor) -> Result<[Tensor; N]> {
@@ -254,15 +263,25 @@ impl Projections {
 
     /// `(batch, tokens, inner)` each.
     pub(super) fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
-        let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
-        let Some((norm_q, norm_k)) = &self.norms else { return Ok([q, k, v]) };
-        let per_head = |x: &Tensor, norm: &RmsNorm| -> Result<Tensor> {
-            let (batch, tokens, inner) = x.dims3()?;
-            let heads = x.reshape((batch, tokens, self.sizes.heads, self.sizes.head))?;
-            Ok(norm.forward(&heads)?.reshape((batch, tokens, inner))?)
-        };
-        Ok([per_head(&q, norm_q)?, per_head(&k, norm_k)?, v])
+        self.normed(self.raw(x)?)
     }
+
+    /// The same before the norms.
+    fn raw(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        Ok([self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?])
+    }
+
+    fn normed(&self, [q, k, v]: [Tensor; 3]) -> Result<[Tensor; 3]> {
+        let Some((norm_q, norm_k)) = &self.norms else { return Ok([q, k, v]) };
+        Ok([normed_heads(&q, norm_q, self.sizes)?, normed_heads(&k, norm_k, self.sizes)?, v])
+    }
+}
+
+/// Queries or keys, `(batch, tokens, inner)`, with each head's features normalised.
+fn normed_heads(x: &Tensor, norm: &RmsNorm, sizes: Sizes) -> Result<Tensor> {
+    let (batch, tokens, inner) = x.dims3()?;
+    let heads = x.reshape((batch, tokens, sizes.heads, sizes.head))?;
+    Ok(norm.forward(&heads)?.reshape((batch, tokens, inner))?)
 }
 
 /// Attention of picture tokens among themselves.
@@ -280,9 +299,19 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let [q, k, v] = self.projections.forward(x)?;
-        self.to_out.forward(&attention(&q, &k, &v, AttentionOptions::heads(self.projections.sizes.heads))?)
+    fn forward(&self, x: &Tensor, image: Option<&ImageBranch<'_>>) -> Result<Tensor> {
+        let raw = self.projections.raw(x)?;
+        let [q, k, v] = self.projections.normed(raw.clone())?;
+        let attended = attention(&q, &k, &v, AttentionOptions::heads(self.projections.sizes.heads))?;
+        self.out(attended, &raw, image)
+    }
+
+    /// What picture tokens learn, from what they attended to and, before the norms, their queries, keys and values.
+    fn out(&self, attended: Tensor, raw: &[Tensor; 3], image: Option<&ImageBranch<'_>>) -> Result<Tensor> {
+        match image {
+            Some(image) => self.to_out.forward(&(attended + image.learned(raw)?)?),
+            None => self.to_out.forward(&attended),
+        }
     }
 }
 
@@ -305,8 +334,15 @@ impl JointAttention {
     }
 
     /// What picture and text tokens learn, each of the shape of its input.
-    fn forward(&self, picture: &Tensor, text: &Tensor, rotary: Option<&Rotary>) -> Result<(Tensor, Option<Tensor>)> {
-        let (of_picture, of_text) = (self.picture.projections.forward(picture)?, self.text.forward(text)?);
+    fn forward(
+        &self,
+        picture: &Tensor,
+        text: &Tensor,
+        rotary: Option<&Rotary>,
+        image: Option<&ImageBranch<'_>>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let raw = self.picture.projections.raw(picture)?;
+        let (of_picture, of_text) = (self.picture.projections.normed(raw.clone())?, self.text.forward(text)?);
         let mut joined = Vec::with_capacity(3);
         for (picture, text) in of_picture.iter().zip(&of_text) {
             joined.push(Tensor::cat(&[picture, text], 1)?);
@@ -319,7 +355,7 @@ impl JointAttention {
         let heads = self.text.sizes.heads;
         let attended = attention(&joined[0], &joined[1], &joined[2], AttentionOptions::heads(heads))?;
         let (pixels, words) = (picture.dim(1)?, text.dim(1)?);
-        let to_picture = self.picture.to_out.forward(&attended.narrow(1, 0, pixels)?.contiguous()?)?;
+        let to_picture = self.picture.out(attended.narrow(1, 0, pixels)?.contiguous()?, &raw, image)?;
         let to_text = match &self.to_add_out {
             Some(layer) => Some(layer.forward(&attended.narrow(1, pixels, words)?.contiguous()?)?),
             None => None,
@@ -442,6 +478,18 @@ impl JointBlock {
         embedding: &Tensor,
         rotary: Option<&Rotary>,
     ) -> Result<(Tensor, Tensor)> {
+        self.forward_seeing(picture, text, embedding, rotary, None)
+    }
+
+    /// The same, looking at pictures besides.
+    pub(super) fn forward_seeing(
+        &self,
+        picture: &Tensor,
+        text: &Tensor,
+        embedding: &Tensor,
+        rotary: Option<&Rotary>,
+        images: Option<&BlockImages<'_>>,
+    ) -> Result<(Tensor, Tensor)> {
         let normed = LayerNorm::plain(picture, EPS)?;
         let (first, second) = match &self.norm1 {
             PictureNorm::Single(modulation) => (modulation.forward(embedding)?, None),
@@ -455,10 +503,13 @@ impl JointBlock {
             TextSide::Whole { norm1, ff } => Reading::whole(text, norm1.forward(embedding)?, ff)?,
             TextSide::ReadOnly(norm) => Reading { normed: norm.forward(text, embedding)?, rest: None },
         };
-        let (to_picture, to_text) = self.attn.forward(&modulated(&normed, &scale, &shift)?, &reading.normed, rotary)?;
+        let input = modulated(&normed, &scale, &shift)?;
+        let joint = images.map(|images| &images.joint);
+        let (to_picture, to_text) = self.attn.forward(&input, &reading.normed, rotary, joint)?;
         let mut picture = (picture + to_picture.broadcast_mul(&gate)?)?;
         if let Some((attention, input, gate)) = second {
-            picture = (picture + attention.forward(&input)?.broadcast_mul(&gate)?)?;
+            let alone = images.and_then(|images| images.alone.as_ref());
+            picture = (picture + attention.forward(&input, alone)?.broadcast_mul(&gate)?)?;
         }
         let modulation = FeedForwardModulation { shift: &ff_shift, scale: &ff_scale, gate: &ff_gate };
         let picture = self.ff.added(&picture, &modulation)?;
@@ -513,7 +564,7 @@ impl PictureBlock {
     pub(super) fn forward(&self, x: &Tensor, embedding: &Tensor) -> Result<Tensor> {
         let [shift, scale, gate, ff_shift, ff_scale, ff_gate] = self.norm1.forward(embedding)?;
         let input = modulated(&LayerNorm::plain(x, EPS)?, &scale, &shift)?;
-        let x = (x + self.attn.forward(&input)?.broadcast_mul(&gate)?)?;
+        let x = (x + self.attn.forward(&input, None)?.broadcast_mul(&gate)?)?;
         self.ff.added(&x, &FeedForwardModulation { shift: &ff_shift, scale: &ff_scale, gate: &ff_gate })
     }
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::config::unsupported;
 use super::mmdit::{AdaptiveNorm, BlockForm, JointBlock, PatchEmbed, Patches, Sizes, TimeTextEmbed, unpatchified};
+use super::sd3_ip_adapter::Sd3ImagePrompt;
 use crate::{Error, Result, nn::Linear, weights::Weights};
 
 /// The `config.json` of the transformer; what it leaves out has diffusers' defaults.
@@ -67,7 +68,13 @@ impl Sd3Config {
         self.out_channels.unwrap_or(self.in_channels)
     }
 
-    fn sizes(&self) -> Result<Sizes> {
+    /// How many attentions picture tokens take part in: one in each block, a second in some.
+    pub(super) fn attentions(&self) -> usize {
+        let is_dual = |block: &usize| self.dual_attention_layers.contains(block);
+        self.num_layers + (0..self.num_layers).filter(is_dual).count()
+    }
+
+    pub(super) fn sizes(&self) -> Result<Sizes> {
         let sizes = Sizes::new(self.num_attention_heads, self.attention_head_dim, self.qk_norm.as_deref())?;
         if self.patch_size == 0 {
             return Err(unsupported("patch_size", self.patch_size));
@@ -99,6 +106,8 @@ pub struct Sd3Input<'a> {
     pub block_residuals: &'a [Tensor],
     /// Blocks that are left out, for skip-layer guidance.
     pub skip_layers: &'a [usize],
+    /// What an IP-Adapter made of pictures for this timestep.
+    pub image_prompt: Option<&'a Sd3ImagePrompt<'a>>,
 }
 
 /// The transformer.
@@ -167,7 +176,8 @@ impl Sd3Transformer2DModel {
         let mut text = self.context_embedder.forward(input.encoder_hidden_states)?;
         for (i, block) in self.transformer_blocks.iter().enumerate() {
             if !input.skip_layers.contains(&i) {
-                (picture, text) = block.forward(&picture, &text, &embedding, None)?;
+                let images = input.image_prompt.map(|prompt| prompt.of_block(i));
+                (picture, text) = block.forward_seeing(&picture, &text, &embedding, None, images.as_ref())?;
             }
             if let Some(residual) = self.residual_after(i, input.block_residuals) {
                 picture = (picture + residual)?;

@@ -1,6 +1,6 @@
 //! The SigLIP image encoder (transformers `SiglipVisionModel`); Zhai et al. 2023, arXiv:2303.15343.
 //!
-//! Takes pictures that are already resized and normalised, and returns the last state of every patch.
+//! Takes pictures that are already resized and normalised, and returns a state of every patch.
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -124,6 +124,16 @@ impl SiglipVisionModel {
     /// Normalised pictures `(batch, channels, image_size, image_size)` to `(batch, patches, hidden)`, after the norm at
     /// the end.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.post_layer_norm.forward(&self.state(pixels, self.layers.len())?)
+    }
+
+    /// The state before the last layer, `(batch, patches, hidden)`, which IP-Adapters of Stable Diffusion 3 look at.
+    pub fn before_last(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.state(pixels, self.layers.len().saturating_sub(1))
+    }
+
+    /// The state after so many layers.
+    fn state(&self, pixels: &Tensor, layers: usize) -> Result<Tensor> {
         let (_, _, height, width) = pixels.dims4()?;
         let expected = self.config.image_size;
         if (height, width) != (expected, expected) {
@@ -135,9 +145,9 @@ impl SiglipVisionModel {
         let patches = self.patch_embedding.forward(&pixels.to_dtype(self.dtype)?)?;
         let patches = patches.flatten_from(2)?.transpose(1, 2)?;
         let mut state = patches.broadcast_add(&self.position_embedding)?;
-        for layer in &self.layers {
+        for layer in &self.layers[..layers] {
             state = layer.forward(&state)?;
         }
-        self.post_layer_norm.forward(&state)
+        Ok(state)
     }
 }

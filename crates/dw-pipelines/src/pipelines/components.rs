@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use dw_core::fit::FitPlan;
 use serde_json::{Map, Value};
 
-use super::{adapt::Adapters, ip_adapter::IpAdapters, memory::Memory};
+use super::{adapt::Adapters, ip_adapter::IpAdapters, memory::Memory, sd3_image_prompt::ScaledSd3Adapter};
 use crate::{
     Error, Result,
     models::{
@@ -163,6 +163,8 @@ pub(crate) struct Parts {
     pub(crate) prompt_weighting: bool,
     /// None when no step asks for one.
     pub(crate) ip_adapters: Option<Arc<IpAdapters>>,
+    /// The IP-Adapter of a Stable Diffusion 3; none when the step asks for none.
+    pub(crate) sd3_ip_adapter: Option<Arc<ScaledSd3Adapter>>,
     /// What calls know about memory.
     pub(crate) memory: Memory,
     /// What was said about memory before anything was read.
@@ -262,6 +264,11 @@ impl Parts {
             Some(Model::Siglip(encoder)) => Ok(encoder),
             other => Err(self.unusable("image_encoder", other.is_some())),
         }
+    }
+
+    /// The same where a call can do without it.
+    pub(crate) fn siglip_if_any(&self) -> Result<Option<&SiglipVisionModel>> {
+        self.model("image_encoder").is_some().then(|| self.siglip()).transpose()
     }
 
     pub(crate) fn redux(&self) -> Result<&ReduxImageEncoder> {

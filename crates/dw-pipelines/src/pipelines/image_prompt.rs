@@ -52,7 +52,7 @@ impl JsonSchema for Handles {
 
 impl Handles {
     /// The handles of each of `adapters`. With one adapter, a flat list is all its own.
-    fn for_each(&self, name: &str, adapters: usize) -> Result<Vec<Vec<ArtifactRef>>> {
+    pub(crate) fn for_each(&self, name: &str, adapters: usize) -> Result<Vec<Vec<ArtifactRef>>> {
         if adapters == 1 {
             return Ok(vec![self.0.concat()]);
         }

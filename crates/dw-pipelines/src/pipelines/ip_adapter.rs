@@ -3,6 +3,7 @@
 //! What pictures say to them in a call is [`super::image_prompt`]'s part.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use crate::{
     hub::{Hub, ModelFiles, Need, sub},
     models::{ClipVisionConfig, ImageFeatures, IpAdapter, UnetConfig},
     request::{Context, IpAdapterRequest, IpAdapterScale},
-    weights::Weights,
+    weights::{Weights, list_files},
 };
 
 /// The IP-Adapters of a pipeline, and how pictures are prepared for their image encoder.
@@ -45,7 +46,7 @@ impl ScaledAdapter {
 
 /// An adapter's file, found but not yet read.
 pub(crate) struct Found<'a> {
-    request: &'a IpAdapterRequest,
+    pub(crate) request: &'a IpAdapterRequest,
     pub(crate) files: Arc<ModelFiles>,
     file: PathBuf,
 }
@@ -82,16 +83,32 @@ impl<'a> Found<'a> {
         Some(if name.contains('/') { name.to_owned() } else { sub(folder(self.request), name) })
     }
 
+    /// What errors call the file.
+    pub(crate) fn origin(&self) -> String {
+        self.file.display().to_string()
+    }
+
+    /// The shapes of its tensors by name; values are not read.
+    pub(crate) fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
+        let listed = list_files(std::slice::from_ref(&self.file), None)?;
+        Ok(listed.into_iter().map(|tensor| (tensor.name.clone(), tensor.dims().to_vec())).collect())
+    }
+
+    /// Reads the file.
+    pub(crate) fn weights(&self, (dtype, device): (DType, &Device), context: Context<'_>) -> Result<Weights> {
+        let mut progress = |_| Ok(context.cancel.check()?);
+        Weights::load(std::slice::from_ref(&self.file), dtype, device, &mut progress)
+    }
+
     /// Reads the adapter.
     pub(crate) fn read(
         &self,
         unet: &UnetConfig,
-        (dtype, device): (DType, &Device),
+        placement: (DType, &Device),
         context: Context<'_>,
     ) -> Result<ScaledAdapter> {
         let scale = Scale::new(&self.request.scale, unet)?;
-        let mut progress = |_| Ok(context.cancel.check()?);
-        let weights = Weights::load(std::slice::from_ref(&self.file), dtype, device, &mut progress)?;
+        let weights = self.weights(placement, context)?;
         Ok(ScaledAdapter { adapter: IpAdapter::new(unet, &weights)?, scale })
     }
 }

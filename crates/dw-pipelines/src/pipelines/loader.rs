@@ -21,7 +21,7 @@ use crate::{
     Error, Result, device,
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{ControlNetConfig, UnetConfig},
-    registry::{Implementation, Task},
+    registry::{Family, Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     schedulers,
 };
@@ -29,6 +29,7 @@ use crate::{
 mod flux_family;
 mod planned;
 mod sd3_family;
+mod sd3_ip_adapter;
 
 use planned::Planned;
 
@@ -102,8 +103,7 @@ impl Kind {
     /// Whether nothing can stand in for it. Prompts can come encoded and latents can be the result, but nothing
     /// replaces the denoiser and what steers it.
     fn is_needed(self) -> bool {
-        matches!(self, Self::Unet | Self::Sd3Transformer | Self::FluxTransformer | Self::Siglip | Self::Redux)
-            || self.is_listed()
+        matches!(self, Self::Unet | Self::Sd3Transformer | Self::FluxTransformer | Self::Redux) || self.is_listed()
     }
 
     /// Whether LoRAs may act on it.
@@ -136,6 +136,7 @@ pub(crate) fn load(
     context: Context<'_>,
 ) -> Result<Parts> {
     check_names(request, implementation)?;
+    check_ip_adapters(request, implementation)?;
     let scheduler = match implementation.task {
         // Nothing is denoised.
         Task::Prior => SchedulerSetup::unused(),
@@ -149,6 +150,7 @@ pub(crate) fn load(
     let planner = Planner { request, files, index: &index, hub, cache, context };
     let mut origins = planner.origins(implementation, &found)?;
     let pixels = planner.clip_pixels(&found)?;
+    let preprocessor = sd3_ip_adapter::preprocessor(&found, &origins, context)?;
     let feature_extractor = planner.own_feature_extractor(implementation)?;
     let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
     let Decision { paging, tiling, plan } = planner.decide(&origins)?;
@@ -174,10 +176,15 @@ pub(crate) fn load(
         reuse: None,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
+        sd3_ip_adapter: None,
         memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
         fit: Arc::new(plan),
     };
-    parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
+    if implementation.family == Family::StableDiffusion3 {
+        parts.sd3_ip_adapter = sd3_ip_adapter::read(&parts, &found, preprocessor.as_ref(), context)?.map(Arc::new);
+    } else {
+        parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
+    }
     Ok(parts)
 }
 
@@ -191,6 +198,7 @@ pub(crate) fn fit(
     context: Context<'_>,
 ) -> Result<FitPlan> {
     check_names(request, implementation)?;
+    check_ip_adapters(request, implementation)?;
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let planner = Planner { request, files, index, hub, cache, context };
@@ -212,6 +220,23 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
         }
     }
     Ok(())
+}
+
+/// Refuses IP-Adapters that the class does not take, before they are looked for.
+fn check_ip_adapters(request: &PipelineRequest, implementation: &Implementation) -> Result<()> {
+    if request.ip_adapters.is_empty() {
+        return Ok(());
+    }
+    if implementation.family == Family::StableDiffusion3 {
+        return sd3_ip_adapter::check_requests(&request.ip_adapters);
+    }
+    if implementation.slots.iter().any(|slot| slot.kind == Kind::Unet) {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
+        implementation.class
+    )))
 }
 
 /// The model's scheduler `name`, or the requested class with the model's configuration under the request's keys.
@@ -310,7 +335,9 @@ impl Planner<'_> {
         let mut origins = Vec::new();
         for slot in implementation.slots {
             let planned = self.plan(*slot)?;
-            if planned.is_empty() && slot.kind.is_needed() {
+            // Where pictures become prompts nothing replaces the encoder; an IP-Adapter can be given embeddings.
+            let is_needed = slot.kind.is_needed() || (slot.kind == Kind::Siglip && implementation.task == Task::Prior);
+            if planned.is_empty() && is_needed {
                 let (class, name) = (implementation.class, slot.name);
                 return Err(Error::Unsupported(format!(
                     "`{class}` needs the component `{name}`, which the model does not have or the step leaves out; add \
@@ -323,16 +350,10 @@ impl Planner<'_> {
         check_family(&origins)?;
         sd3_family::check(&origins)?;
         flux_family::check(&origins)?;
-        if let Some(planned) = self.own_image_encoder(found, &origins)? {
+        if let Some(planned) = self.own_image_encoder(implementation, found, &origins)? {
             origins.push((planned.name.clone(), Origin::Loaded(planned)));
         }
-        let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
-        if !has_unet && !self.request.ip_adapters.is_empty() {
-            return Err(Error::Unsupported(format!(
-                "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
-                implementation.class
-            )));
-        }
+        sd3_ip_adapter::check(found, &origins)?;
         self.check_memory_names(&origins)?;
         Ok(origins)
     }
@@ -457,8 +478,14 @@ impl Planner<'_> {
 
     /// The image encoder that comes with the first adapter that has one, unless the pipeline has its own or the
     /// step leaves it out.
-    fn own_image_encoder(&self, found: &[Found<'_>], origins: &[(String, Origin)]) -> Result<Option<Planned>> {
-        let slot = Slot { name: "image_encoder", kind: Kind::ClipVision };
+    fn own_image_encoder(
+        &self,
+        implementation: &Implementation,
+        found: &[Found<'_>],
+        origins: &[(String, Origin)],
+    ) -> Result<Option<Planned>> {
+        let own = implementation.slots.iter().find(|slot| slot.name == "image_encoder");
+        let slot = own.copied().unwrap_or(Slot { name: "image_encoder", kind: Kind::ClipVision });
         let is_settled =
             self.request.components.contains_key(slot.name) || origins.iter().any(|(name, _)| name == slot.name);
         let Some((adapter, folder)) = found.iter().find_map(|found| Some((found, found.image_encoder()?))) else {
@@ -469,7 +496,7 @@ impl Planner<'_> {
         }
         let dtype = self.dtype(slot.name, None);
         let files = Arc::clone(&adapter.files);
-        let planned = self.planned((slot, 0), "CLIPVisionModelWithProjection", files, &folder, None, dtype);
+        let planned = self.planned((slot, 0), slot.kind.classes()[0], files, &folder, None, dtype);
         planned.map(Some).map_err(|error| match error {
             Error::Cancelled(_) => error,
             other => Error::Unsupported(format!(

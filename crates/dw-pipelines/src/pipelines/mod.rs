@@ -27,6 +27,7 @@ mod learn;
 pub(crate) mod loader;
 pub mod memory;
 mod prompt;
+mod sd3_image_prompt;
 mod sd3_prompt;
 mod sd3_transformer;
 pub(crate) mod stable_diffusion;

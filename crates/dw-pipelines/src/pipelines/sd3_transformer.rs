@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::{guidance::Guidance, latent_control::LatentControl};
+use super::{guidance::Guidance, latent_control::LatentControl, sd3_image_prompt::ImageConditioning};
 use crate::{
     Result,
-    models::{Sd3Input, Sd3Transformer2DModel},
+    models::{Sd3ImagePrompt, Sd3Input, Sd3Transformer2DModel},
 };
 
 /// Skip-layer guidance in a call.
@@ -39,6 +39,8 @@ pub(crate) struct ConditionedTransformer<'a> {
     /// `(batch, channels + 1, height / 8, width / 8)`.
     pub(crate) surrounding: Option<Tensor>,
     pub(crate) control: Option<LatentControl<'a>>,
+    /// What an IP-Adapter knows of pictures.
+    pub(crate) image: Option<ImageConditioning<'a>>,
 }
 
 impl ConditionedTransformer<'_> {
@@ -50,6 +52,7 @@ impl ConditionedTransformer<'_> {
             Some(surrounding) => Tensor::cat(&[&latents, &self.doubled(surrounding)?], 1)?,
             None => latents.clone(),
         };
+        let image_prompt = self.image.as_ref().map(|image| image.at(timestep)).transpose()?;
         let input = Sd3Input {
             sample: &sample,
             timestep,
@@ -57,6 +60,7 @@ impl ConditionedTransformer<'_> {
             pooled_projections: &self.pooled_projections,
             block_residuals: &[],
             skip_layers: &[],
+            image_prompt: image_prompt.as_ref(),
         };
         let residuals = match &self.control {
             Some(control) => control.residuals(self.transformer, &Sd3Input { sample: &latents, ..input }, index)?,
@@ -76,7 +80,9 @@ impl ConditionedTransformer<'_> {
 
     /// The prediction of the prompted half of `input` with `layers` left out.
     fn without(&self, layers: &[usize], input: &Sd3Input<'_>) -> Result<Tensor> {
+        let image_prompt = input.image_prompt.map(Sd3ImagePrompt::of_one_half).transpose()?;
         self.transformer.forward(&Sd3Input {
+            image_prompt: image_prompt.as_ref(),
             sample: &second_half(input.sample)?,
             encoder_hidden_states: &second_half(input.encoder_hidden_states)?,
             pooled_projections: &second_half(input.pooled_projections)?,

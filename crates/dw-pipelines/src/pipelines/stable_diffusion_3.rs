@@ -20,6 +20,7 @@ use super::{
     flow::{FlowGeneration, ShiftArguments, check_flow, is_dynamic, set_timesteps, shift_for},
     guidance::Guidance,
     latent_control::{LatentControlCall, Rows},
+    sd3_image_prompt::{ImagePromptInput, PicturePrompts},
     sd3_prompt::Prompts,
     sd3_transformer::{ConditionedTransformer, SkippedLayers},
     t5_prompt::SequenceLength,
@@ -141,6 +142,7 @@ pub(crate) fn groups() -> Vec<Value> {
         group_schema::<SequenceLength>(),
         group_schema::<Canvas>(),
         group_schema::<ShiftArguments>(),
+        group_schema::<PicturePrompts>(),
     ]
 }
 
@@ -193,7 +195,7 @@ fn generate(
     let mut scheduler = schedule(parts, arguments, &call, size)?;
 
     let indices = 0..scheduler.timesteps().len();
-    let mut conditioned = condition(parts, prompts, given.guidance_scale, surroundings.context)?;
+    let mut conditioned = condition(parts, prompts, given.guidance_scale, arguments, surroundings.context)?;
     conditioned.skipped = skipped;
     let rows = Rows { prompts: pictures / call.num_images_per_prompt, for_each: call.num_images_per_prompt };
     let is_guided = conditioned.guidance.is_some();
@@ -283,16 +285,18 @@ pub(crate) fn schedule(
     Ok(scheduler)
 }
 
-/// The transformer with the encoded prompts.
+/// The transformer with the encoded prompts and pictures.
 pub(crate) fn condition<'a>(
     parts: &'a Parts,
     prompts: Prompts<'_>,
     guidance_scale: f64,
+    arguments: &Arguments,
     context: Context<'_>,
 ) -> Result<ConditionedTransformer<'a>> {
     let started = Instant::now();
     let transformer = parts.sd3_transformer()?;
     let is_guided = guidance_scale > 1.0;
+    let image = ImagePromptInput::read(parts, arguments, is_guided)?;
     let (positive, negative) = prompts.encode(is_guided, context)?;
     let rows = |pick: fn(&super::prompt::Embeddings) -> &candle_core::Tensor| {
         batch(negative.as_ref().map(pick), pick(&positive), transformer.dtype())
@@ -305,6 +309,7 @@ pub(crate) fn condition<'a>(
         skipped: None,
         surrounding: None,
         control: None,
+        image: image.map(|image| image.encode(positive.embeds.dim(0)?)).transpose()?.flatten(),
     };
     stage_finished(context, "encode prompt", started);
     Ok(conditioned)

@@ -64,7 +64,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let mut scheduler = schedule(parts, arguments, &call, size)?;
     let first = first_index(&*scheduler, steps(&call), strength)?;
 
-    let conditioned = condition(parts, prompts, given.guidance_scale, surroundings.context)?;
+    let conditioned = condition(parts, prompts, given.guidance_scale, arguments, surroundings.context)?;
     let clean = clean_latents(parts, &start, pictures, ENCODING, surroundings.generators)?;
     let latents = noisy_latents(&clean, &*scheduler, first, surroundings.generators)?;
     let indices = first..scheduler.timesteps().len();

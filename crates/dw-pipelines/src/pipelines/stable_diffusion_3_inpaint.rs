@@ -46,7 +46,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let mut scheduler = schedule(parts, arguments, &call, size)?;
     let first = first_index(&*scheduler, steps(&call), strength)?;
 
-    let mut conditioned = condition(parts, prompts, given.guidance_scale, surroundings.context)?;
+    let mut conditioned = condition(parts, prompts, given.guidance_scale, arguments, surroundings.context)?;
     let beginning = Beginning {
         scheduler: &*scheduler,
         index: first,

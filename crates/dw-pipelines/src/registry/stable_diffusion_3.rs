@@ -6,7 +6,7 @@ use crate::pipelines::{
     stable_diffusion_3, stable_diffusion_3_img2img, stable_diffusion_3_inpaint,
 };
 
-static SLOTS: [Slot; 8] = [
+static SLOTS: [Slot; 9] = [
     slot("tokenizer", Kind::Tokenizer),
     slot("text_encoder", Kind::ClipText),
     slot("tokenizer_2", Kind::Tokenizer),
@@ -15,9 +15,10 @@ static SLOTS: [Slot; 8] = [
     slot("text_encoder_3", Kind::T5),
     slot("transformer", Kind::Sd3Transformer),
     slot("vae", Kind::Vae),
+    slot("image_encoder", Kind::Siglip),
 ];
 
-static CONTROL_SLOTS: [Slot; 9] = with_slot(&SLOTS, slot("controlnet", Kind::Sd3ControlNet));
+static CONTROL_SLOTS: [Slot; 10] = with_slot(&SLOTS, slot("controlnet", Kind::Sd3ControlNet));
 
 pub(super) static CLASSES: &[PipelineClass] = &[
     PipelineClass {

@@ -5,7 +5,7 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::config::unsupported;
+use super::{config::unsupported, unet::ImageBranch};
 use crate::{
     Error, Result,
     nn::{
@@ -304,8 +304,14 @@ impl JointAttention {
         })
     }
 
-    /// What picture and text tokens learn, each of the shape of its input.
-    fn forward(&self, picture: &Tensor, text: &Tensor, rotary: Option<&Rotary>) -> Result<(Tensor, Option<Tensor>)> {
+    /// What picture and text tokens learn, each of the shape of its input, and what picture tokens see in `images`.
+    fn forward(
+        &self,
+        picture: &Tensor,
+        text: &Tensor,
+        rotary: Option<&Rotary>,
+        images: &[ImageBranch],
+    ) -> Result<Learned> {
         let (of_picture, of_text) = (self.picture.projections.forward(picture)?, self.text.forward(text)?);
         let mut joined = Vec::with_capacity(3);
         for (picture, text) in of_picture.iter().zip(&of_text) {
@@ -317,6 +323,7 @@ impl JointAttention {
             }
         }
         let heads = self.text.sizes.heads;
+        let from_images = seen(&of_picture[0], images, heads)?;
         let attended = attention(&joined[0], &joined[1], &joined[2], AttentionOptions::heads(heads))?;
         let (pixels, words) = (picture.dim(1)?, text.dim(1)?);
         let to_picture = self.picture.to_out.forward(&attended.narrow(1, 0, pixels)?.contiguous()?)?;
@@ -324,8 +331,32 @@ impl JointAttention {
             Some(layer) => Some(layer.forward(&attended.narrow(1, pixels, words)?.contiguous()?)?),
             None => None,
         };
-        Ok((to_picture, to_text))
+        Ok(Learned { picture: to_picture, text: to_text, images: from_images })
     }
+}
+
+/// What tokens learn in one attention.
+struct Learned {
+    /// `(batch, pixels, inner)`.
+    picture: Tensor,
+    /// `(batch, words, inner)`; none in the last block.
+    text: Option<Tensor>,
+    /// What picture tokens see in image prompts, `(batch, pixels, inner)`; none where there are none.
+    images: Option<Tensor>,
+}
+
+/// What queries `(batch, pixels, inner)`, which know no position, see in image prompts.
+fn seen(query: &Tensor, images: &[ImageBranch], heads: usize) -> Result<Option<Tensor>> {
+    let mut sum: Option<Tensor> = None;
+    for image in images {
+        let attended = attention(query, &image.key, &image.value, AttentionOptions::heads(heads))?;
+        let attended = (attended * image.scale)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + attended)?,
+            None => attended,
+        });
+    }
+    Ok(sum)
 }
 
 /// Two linear layers with an approximate gelu between them.
@@ -442,6 +473,18 @@ impl JointBlock {
         embedding: &Tensor,
         rotary: Option<&Rotary>,
     ) -> Result<(Tensor, Tensor)> {
+        self.forward_seeing(picture, text, embedding, rotary, &[])
+    }
+
+    /// The same, with what the picture's tokens see in `images` added at the end.
+    pub(super) fn forward_seeing(
+        &self,
+        picture: &Tensor,
+        text: &Tensor,
+        embedding: &Tensor,
+        rotary: Option<&Rotary>,
+        images: &[ImageBranch],
+    ) -> Result<(Tensor, Tensor)> {
         let normed = LayerNorm::plain(picture, EPS)?;
         let (first, second) = match &self.norm1 {
             PictureNorm::Single(modulation) => (modulation.forward(embedding)?, None),
@@ -455,14 +498,18 @@ impl JointBlock {
             TextSide::Whole { norm1, ff } => Reading::whole(text, norm1.forward(embedding)?, ff)?,
             TextSide::ReadOnly(norm) => Reading { normed: norm.forward(text, embedding)?, rest: None },
         };
-        let (to_picture, to_text) = self.attn.forward(&modulated(&normed, &scale, &shift)?, &reading.normed, rotary)?;
-        let mut picture = (picture + to_picture.broadcast_mul(&gate)?)?;
+        let input = modulated(&normed, &scale, &shift)?;
+        let learned = self.attn.forward(&input, &reading.normed, rotary, images)?;
+        let mut picture = (picture + learned.picture.broadcast_mul(&gate)?)?;
         if let Some((attention, input, gate)) = second {
             picture = (picture + attention.forward(&input)?.broadcast_mul(&gate)?)?;
         }
         let modulation = FeedForwardModulation { shift: &ff_shift, scale: &ff_scale, gate: &ff_gate };
-        let picture = self.ff.added(&picture, &modulation)?;
-        Ok((picture, reading.finish(text, to_text)?))
+        let mut picture = self.ff.added(&picture, &modulation)?;
+        if let Some(images) = learned.images {
+            picture = (picture + images)?;
+        }
+        Ok((picture, reading.finish(text, learned.text)?))
     }
 }
 

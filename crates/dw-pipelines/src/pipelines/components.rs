@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use dw_core::fit::FitPlan;
 use serde_json::{Map, Value};
 
-use super::{adapt::Adapters, ip_adapter::IpAdapters, memory::Memory};
+use super::{adapt::Adapters, flux::ip_adapter::FluxIpAdapters, ip_adapter::IpAdapters, memory::Memory};
 use crate::{
     Error, Result,
     models::{
@@ -163,6 +163,8 @@ pub(crate) struct Parts {
     pub(crate) prompt_weighting: bool,
     /// None when no step asks for one.
     pub(crate) ip_adapters: Option<Arc<IpAdapters>>,
+    /// The same for the Flux models, whose adapters are of another kind.
+    pub(crate) flux_ip_adapters: Option<Arc<FluxIpAdapters>>,
     /// What calls know about memory.
     pub(crate) memory: Memory,
     /// What was said about memory before anything was read.

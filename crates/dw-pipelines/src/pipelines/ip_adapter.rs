@@ -16,7 +16,7 @@ use crate::{
     hub::{Hub, ModelFiles, Need, sub},
     models::{ClipVisionConfig, ImageFeatures, IpAdapter, UnetConfig},
     request::{Context, IpAdapterRequest, IpAdapterScale},
-    weights::Weights,
+    weights::{Weights, list_files},
 };
 
 /// The IP-Adapters of a pipeline, and how pictures are prepared for their image encoder.
@@ -86,13 +86,33 @@ impl<'a> Found<'a> {
     pub(crate) fn read(
         &self,
         unet: &UnetConfig,
-        (dtype, device): (DType, &Device),
+        kind: (DType, &Device),
         context: Context<'_>,
     ) -> Result<ScaledAdapter> {
         let scale = Scale::new(&self.request.scale, unet)?;
+        Ok(ScaledAdapter { adapter: IpAdapter::new(unet, &self.weights(kind, context)?)?, scale })
+    }
+
+    /// How strongly it is to act.
+    pub(crate) fn scale(&self) -> &IpAdapterScale {
+        &self.request.scale
+    }
+
+    /// What errors call it.
+    pub(crate) fn origin(&self) -> String {
+        self.file.display().to_string()
+    }
+
+    /// Names and shapes of its tensors, from the header alone.
+    pub(crate) fn shapes(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let listed = list_files(std::slice::from_ref(&self.file), None)?;
+        Ok(listed.into_iter().map(|tensor| (tensor.name.clone(), tensor.dims().to_vec())).collect())
+    }
+
+    /// Its tensors.
+    pub(crate) fn weights(&self, (dtype, device): (DType, &Device), context: Context<'_>) -> Result<Weights> {
         let mut progress = |_| Ok(context.cancel.check()?);
-        let weights = Weights::load(std::slice::from_ref(&self.file), dtype, device, &mut progress)?;
-        Ok(ScaledAdapter { adapter: IpAdapter::new(unet, &weights)?, scale })
+        Weights::load(std::slice::from_ref(&self.file), dtype, device, &mut progress)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     Error, Result, device,
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
     models::{ControlNetConfig, UnetConfig},
-    registry::{Implementation, Task},
+    registry::{Family, Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     schedulers,
 };
@@ -174,10 +174,15 @@ pub(crate) fn load(
         reuse: None,
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
+        flux_ip_adapters: None,
         memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
         fit: Arc::new(plan),
     };
-    parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
+    if implementation.family == Family::Flux {
+        parts.flux_ip_adapters = flux_family::read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
+    } else {
+        parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
+    }
     Ok(parts)
 }
 
@@ -323,16 +328,17 @@ impl Planner<'_> {
         check_family(&origins)?;
         sd3_family::check(&origins)?;
         flux_family::check(&origins)?;
-        if let Some(planned) = self.own_image_encoder(found, &origins)? {
-            origins.push((planned.name.clone(), Origin::Loaded(planned)));
-        }
-        let has_unet = implementation.slots.iter().any(|slot| slot.kind == Kind::Unet);
-        if !has_unet && !self.request.ip_adapters.is_empty() {
+        let takes_adapters = implementation.slots.iter().any(|slot| matches!(slot.kind, Kind::Unet | Kind::ClipVision));
+        if !takes_adapters && !self.request.ip_adapters.is_empty() {
             return Err(Error::Unsupported(format!(
                 "`{}` takes no IP-Adapter in this build; remove `ip_adapter` from the step",
                 implementation.class
             )));
         }
+        if let Some(planned) = self.own_image_encoder(found, &origins)? {
+            origins.push((planned.name.clone(), Origin::Loaded(planned)));
+        }
+        flux_family::check_ip_adapters(&origins, found)?;
         self.check_memory_names(&origins)?;
         Ok(origins)
     }

@@ -55,6 +55,11 @@ impl Listed {
         tensors.into_iter().map(|(name, stored)| Self { name, stored }).collect()
     }
 
+    /// Its shape.
+    pub(crate) fn dims(&self) -> &[usize] {
+        self.stored.dims()
+    }
+
     /// Bytes that it takes when the model is of type `dtype`. On a CPU a 16-bit convolution also has its kernel in
     /// f32, in which it computes.
     pub(crate) fn bytes(&self, dtype: DType, is_on_cpu: bool) -> u64 {

@@ -3,11 +3,15 @@
 The models are made from seeds (crates/dw-pipelines/tests/support/tiny.rs says how), so nothing is stored but the numbers.
 usage: make_flux.py      needs torch, diffusers 0.42.1, transformers
 """
-import hashlib, math
+import hashlib, itertools, math, re, tempfile
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
+from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxControlNetPipeline, FluxImg2ImgPipeline,
+                       FluxInpaintPipeline, FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel)
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, SiglipVisionConfig, SiglipVisionModel
 
 torch.set_num_threads(1)
 TABLES = ("token_embedding.weight", "position_embedding.weight", "shared.weight", "relative_attention_bias.weight")
@@ -81,3 +85,55 @@ with torch.no_grad():
     negative = dict(negative_prompt_embeds=drawn("input/negative", (1, 7, 64)), negative_pooled_prompt_embeds=drawn("input/pooled2", (1, 32)))
     latents = pipe(**call, **negative, true_cfg_scale=2.5, generator=torch.Generator().manual_seed(5), output_type="latent").images
     show("guided pipeline latents", FluxPipeline._unpack_latents(latents, 64, 80, 8))
+
+
+def sixteen(name, x):
+    x = x.detach().float().flatten()
+    print(name, "[" + ", ".join(f"{float(x[i * x.numel() // 16]):.7f}" for i in range(16)) + "]")
+
+
+def picture(width, height):
+    at = lambda x, y: (x * 3 % 256, y * 5 % 256, 90)
+    return Image.fromarray(np.array([[at(x, y) for x in range(width)] for y in range(height)], dtype=np.uint8))
+
+
+# IP-Adapters, in XLabs' layout.
+VISION = CLIPVisionConfig(hidden_size=32, intermediate_size=48, projection_dim=24, num_hidden_layers=2, num_attention_heads=4, image_size=32,
+                          patch_size=8)
+shapes = {"image_proj.proj.weight": (256, 24), "image_proj.proj.bias": (256,), "image_proj.norm.weight": (64,), "image_proj.norm.bias": (64,)}
+for block, layer in itertools.product(range(2), "kv"):
+    shapes |= {f"ip_adapter.{block}.to_{layer}_ip.weight": (32, 64), f"ip_adapter.{block}.to_{layer}_ip.bias": (32,)}
+adapter = {}
+for name, shape in shapes.items():
+    xlabs = re.sub(r"ip_adapter\.(\d+)\.to_([kv])_ip", r"double_blocks.\1.processor.ip_adapter_double_stream_\2_proj", name)
+    adapter[xlabs.replace("image_proj.", "ip_adapter_proj_model.")] = parameter("flux/ip", name, shape)
+seeded = lambda: torch.Generator().manual_seed(5)
+with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    save_file(adapter, f"{folder}/ip_adapter.safetensors")
+    filled(CLIPVisionModelWithProjection(VISION), "flux/clip-vision").save_pretrained(f"{folder}/image_encoder")
+    pipe.load_ip_adapter(folder, weight_name="ip_adapter.safetensors", image_encoder_pretrained_model_name_or_path=f"{folder}/image_encoder",
+                         image_encoder_dtype=torch.float32)
+    shown, unpacked = picture(48, 40), lambda latents: FluxPipeline._unpack_latents(latents, 64, 80, 8)
+    run = lambda pipe=pipe, **more: unpacked(pipe(**call, **more, generator=seeded(), output_type="latent").images)
+    for scale in (1.0, [0.3, 0.9]):
+        pipe.set_ip_adapter_scale(scale)
+        sixteen(f"image prompt {scale}", run(ip_adapter_image=shown))
+    pipe.set_ip_adapter_scale(0.7)
+    guided = dict(negative, true_cfg_scale=2.5)
+    sixteen("image prompt guided", run(ip_adapter_image=shown, **guided))
+    sixteen("image prompt and negative one", run(ip_adapter_image=shown, negative_ip_adapter_image=picture(40, 64), **guided))
+    sixteen("image prompt negative alone", run(negative_ip_adapter_image=picture(40, 64), **guided))
+    embeds = dict(ip_adapter_image_embeds=[drawn("input/faces", (1, 2, 24))], negative_ip_adapter_image_embeds=[drawn("input/faces2", (1, 1, 24))])
+    sixteen("image prompt embeds", run(**embeds, **guided))
+    parts = dict(scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, transformer=transformer,
+                 image_encoder=pipe.image_encoder, feature_extractor=pipe.feature_extractor)
+    whole = Image.new("L", (80, 64), 255)
+    net = filled(FluxControlNetModel(**dict(TRANSFORMER, num_single_layers=1)), "flux/cn")
+    for name, pipe, more in (
+        ("image to image", FluxImg2ImgPipeline(**parts), dict(image=picture(80, 64), strength=0.7)),
+        ("inpainting", FluxInpaintPipeline(**parts), dict(image=picture(80, 64), mask_image=whole, strength=0.7)),
+        ("Kontext", FluxKontextPipeline(**parts), dict(image=picture(64, 64), _auto_resize=False, max_area=64 * 80)),
+        ("ControlNet", FluxControlNetPipeline(**parts, controlnet=net), dict(control_image=picture(80, 64))),
+    ):
+        pipe.set_progress_bar_config(disable=True)
+        show(f"image prompt {name}", run(pipe, ip_adapter_image=shown, **more))

@@ -260,6 +260,9 @@ pub(crate) fn request(description: &PipelineStep, base_dir: &Path, engine: &Engi
     for name in &description.reused_components {
         components.insert(name.clone(), ComponentChoice::Shared);
     }
+    if let Some(encoder) = description.ip_adapters.iter().find_map(|spec| own_image_encoder(spec, base_dir)) {
+        components.entry("image_encoder".into()).or_insert(ComponentChoice::Load(vec![encoder]));
+    }
     Ok(PipelineRequest {
         class: description.class.clone(),
         source: source(from, base_dir)?,
@@ -379,9 +382,47 @@ fn ip_adapter(spec: &IpAdapter, base_dir: &Path) -> Result<IpAdapterRequest> {
     })
 }
 
+/// The image encoder that an IP-Adapter names apart from its own repository, as diffusers' loader for Flux takes it.
+fn own_image_encoder(spec: &IpAdapter, base_dir: &Path) -> Option<ComponentRequest> {
+    let text = |name: &str| spec.rest.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let name = text("image_encoder_pretrained_model_name_or_path")?;
+    Some(ComponentRequest {
+        class: "CLIPVisionModelWithProjection".into(),
+        source: ModelSource::named(name, None, base_dir),
+        subfolder: text("image_encoder_subfolder").map(str::to_owned),
+        variant: None,
+        dtype: None,
+        quantization: None,
+    })
+}
+
 fn number(name: &str, value: &NumberOrText) -> Result<f64> {
     value.number().ok_or_else(|| Error::Argument {
         name: name.into(),
         reason: format!("`{}` is not a number", serde_json::to_string(value).unwrap_or_default()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_ip_adapter_may_name_the_repository_of_its_image_encoder() {
+        let encoder = |spec: Value| {
+            let spec: IpAdapter = serde_json::from_value(spec).expect("an IP-Adapter");
+            own_image_encoder(&spec, Path::new("."))
+        };
+        let name = "image_encoder_pretrained_model_name_or_path";
+        let found = encoder(json!({ "model_name": "o/a", name: "o/clip", "image_encoder_subfolder": "vision" }));
+        let found = found.expect("an encoder is named");
+        assert_eq!(found.source, ModelSource::Hub { repo: "o/clip".into(), revision: None });
+        assert_eq!(
+            (found.class.as_str(), found.subfolder.as_deref()),
+            ("CLIPVisionModelWithProjection", Some("vision"))
+        );
+        assert_eq!(encoder(json!({ "model_name": "o/a", "image_encoder_folder": "models/clip" })), None);
+    }
 }

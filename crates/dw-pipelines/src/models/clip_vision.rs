@@ -113,6 +113,10 @@ impl ClipVisionModel {
         } else {
             weights.clone()
         };
+        // A file of the whole of CLIP holds the other tower, too.
+        for other in ["text_model.", "text_projection.", "logit_scale"] {
+            weights.pass_over(other);
+        }
         let (size, eps) = (config.hidden_size, config.layer_norm_eps);
         let sizes = Sizes::of_vision(config);
         let embeddings = root.pp("embeddings");

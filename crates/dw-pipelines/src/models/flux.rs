@@ -5,13 +5,17 @@
 
 mod blocks;
 pub mod controlnet;
+pub mod ip_adapter;
 pub mod redux;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use serde::Deserialize;
 
-use self::blocks::{Blocks, Tokens};
+use self::{
+    blocks::{Additions, Blocks, Tokens},
+    ip_adapter::FluxImagePrompts,
+};
 use super::{
     config::unsupported,
     mmdit::{AdaptiveNorm, TimeTextEmbed},
@@ -114,6 +118,8 @@ pub struct FluxInput<'a> {
     pub guidance: f64,
     /// Of [`FluxConfig::rotary`].
     pub rotary: &'a Rotary,
+    /// What an IP-Adapter shows; ControlNets do not look at it.
+    pub images: Option<&'a FluxImagePrompts>,
 }
 
 /// What ControlNets add to the picture's tokens after each block, `(batch, tokens, inner)` each.
@@ -226,7 +232,8 @@ impl FluxTransformer2DModel {
     /// ControlNet.
     pub fn forward(&self, input: &FluxInput<'_>, residuals: &[FluxResiduals]) -> Result<Tensor> {
         let (tokens, embedding) = self.stem.forward(input)?;
-        let picture = self.blocks.forward(tokens, &embedding, input.rotary, residuals)?;
+        let picture =
+            self.blocks.forward(tokens, &embedding, input.rotary, Additions { residuals, images: input.images })?;
         self.proj_out.forward(&self.norm_out.forward(&picture, &embedding)?)
     }
 
@@ -238,8 +245,8 @@ impl FluxTransformer2DModel {
         (memory, is_edge): (&mut Memory, bool),
     ) -> Result<Tensor> {
         let (tokens, embedding) = self.stem.forward(input)?;
-        let memory = (memory, is_edge);
-        let picture = self.blocks.forward_remembering(tokens, &embedding, input.rotary, residuals, memory)?;
+        let (memory, added) = ((memory, is_edge), Additions { residuals, images: input.images });
+        let picture = self.blocks.forward_remembering(tokens, &embedding, input.rotary, added, memory)?;
         self.proj_out.forward(&self.norm_out.forward(&picture, &embedding)?)
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{D, Device, Tensor};
 
 mod image_attention;
 
-use super::config::unsupported;
+use super::{config::unsupported, unet::ImageBranch};
 use crate::{
     Error, Result,
     nn::{
@@ -17,7 +17,7 @@ use crate::{
     weights::Weights,
 };
 
-pub(super) use image_attention::{BlockImages, ImageAttention, ImageBranch};
+pub(super) use image_attention::{BlockImages, ImageAttention, JointImages};
 
 /// The epsilon of all norms, which no configuration names.
 pub(super) const EPS: f64 = 1e-6;
@@ -299,7 +299,7 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor, image: Option<&ImageBranch<'_>>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, image: Option<&JointImages<'_>>) -> Result<Tensor> {
         let raw = self.projections.raw(x)?;
         let [q, k, v] = self.projections.normed(raw.clone())?;
         let attended = attention(&q, &k, &v, AttentionOptions::heads(self.projections.sizes.heads))?;
@@ -307,7 +307,7 @@ impl SelfAttention {
     }
 
     /// What picture tokens learn, from what they attended to and, before the norms, their queries, keys and values.
-    fn out(&self, attended: Tensor, raw: &[Tensor; 3], image: Option<&ImageBranch<'_>>) -> Result<Tensor> {
+    fn out(&self, attended: Tensor, raw: &[Tensor; 3], image: Option<&JointImages<'_>>) -> Result<Tensor> {
         match image {
             Some(image) => self.to_out.forward(&(attended + image.learned(raw)?)?),
             None => self.to_out.forward(&attended),
@@ -333,14 +333,8 @@ impl JointAttention {
         })
     }
 
-    /// What picture and text tokens learn, each of the shape of its input.
-    fn forward(
-        &self,
-        picture: &Tensor,
-        text: &Tensor,
-        rotary: Option<&Rotary>,
-        image: Option<&ImageBranch<'_>>,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    /// What picture and text tokens learn, each of the shape of its input, and what picture tokens see in `images`.
+    fn forward(&self, picture: &Tensor, text: &Tensor, rotary: Option<&Rotary>, images: Images<'_>) -> Result<Learned> {
         let raw = self.picture.projections.raw(picture)?;
         let (of_picture, of_text) = (self.picture.projections.normed(raw.clone())?, self.text.forward(text)?);
         let mut joined = Vec::with_capacity(3);
@@ -353,15 +347,65 @@ impl JointAttention {
             }
         }
         let heads = self.text.sizes.heads;
+        let from_images = seen(&of_picture[0], images.apart(), heads)?;
         let attended = attention(&joined[0], &joined[1], &joined[2], AttentionOptions::heads(heads))?;
         let (pixels, words) = (picture.dim(1)?, text.dim(1)?);
-        let to_picture = self.picture.out(attended.narrow(1, 0, pixels)?.contiguous()?, &raw, image)?;
+        let to_picture = self.picture.out(attended.narrow(1, 0, pixels)?.contiguous()?, &raw, images.joint())?;
         let to_text = match &self.to_add_out {
             Some(layer) => Some(layer.forward(&attended.narrow(1, pixels, words)?.contiguous()?)?),
             None => None,
         };
-        Ok((to_picture, to_text))
+        Ok(Learned { picture: to_picture, text: to_text, images: from_images })
     }
+}
+
+/// What the picture's tokens of a block look at besides the block's own.
+#[derive(Clone, Copy)]
+pub(super) enum Images<'a> {
+    /// Nothing.
+    None,
+    /// In each attention the picture's tokens and those of an image prompt together (Stable Diffusion 3).
+    Joint(&'a BlockImages<'a>),
+    /// Image prompts alone; what is seen is added at the end of the block (Flux).
+    Apart(&'a [ImageBranch]),
+}
+
+impl<'a> Images<'a> {
+    fn joint(self) -> Option<&'a JointImages<'a>> {
+        if let Self::Joint(images) = self { Some(&images.joint) } else { None }
+    }
+
+    fn alone(self) -> Option<&'a JointImages<'a>> {
+        if let Self::Joint(images) = self { images.alone.as_ref() } else { None }
+    }
+
+    fn apart(self) -> &'a [ImageBranch] {
+        if let Self::Apart(images) = self { images } else { &[] }
+    }
+}
+
+/// What tokens learn in one attention.
+struct Learned {
+    /// `(batch, pixels, inner)`.
+    picture: Tensor,
+    /// `(batch, words, inner)`; none in the last block.
+    text: Option<Tensor>,
+    /// What picture tokens see in image prompts, `(batch, pixels, inner)`; none where there are none.
+    images: Option<Tensor>,
+}
+
+/// What queries `(batch, pixels, inner)`, which know no position, see in image prompts.
+fn seen(query: &Tensor, images: &[ImageBranch], heads: usize) -> Result<Option<Tensor>> {
+    let mut sum: Option<Tensor> = None;
+    for image in images {
+        let attended = attention(query, &image.key, &image.value, AttentionOptions::heads(heads))?;
+        let attended = (attended * image.scale)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + attended)?,
+            None => attended,
+        });
+    }
+    Ok(sum)
 }
 
 /// Two linear layers with an approximate gelu between them.
@@ -478,17 +522,17 @@ impl JointBlock {
         embedding: &Tensor,
         rotary: Option<&Rotary>,
     ) -> Result<(Tensor, Tensor)> {
-        self.forward_seeing(picture, text, embedding, rotary, None)
+        self.forward_seeing(picture, text, embedding, rotary, Images::None)
     }
 
-    /// The same, looking at pictures besides.
+    /// The same, looking at `images` besides.
     pub(super) fn forward_seeing(
         &self,
         picture: &Tensor,
         text: &Tensor,
         embedding: &Tensor,
         rotary: Option<&Rotary>,
-        images: Option<&BlockImages<'_>>,
+        images: Images<'_>,
     ) -> Result<(Tensor, Tensor)> {
         let normed = LayerNorm::plain(picture, EPS)?;
         let (first, second) = match &self.norm1 {
@@ -504,16 +548,18 @@ impl JointBlock {
             TextSide::ReadOnly(norm) => Reading { normed: norm.forward(text, embedding)?, rest: None },
         };
         let input = modulated(&normed, &scale, &shift)?;
-        let joint = images.map(|images| &images.joint);
-        let (to_picture, to_text) = self.attn.forward(&input, &reading.normed, rotary, joint)?;
-        let mut picture = (picture + to_picture.broadcast_mul(&gate)?)?;
+        let learned = self.attn.forward(&input, &reading.normed, rotary, images)?;
+        let mut picture = (picture + learned.picture.broadcast_mul(&gate)?)?;
         if let Some((attention, input, gate)) = second {
-            let alone = images.and_then(|images| images.alone.as_ref());
+            let alone = images.alone();
             picture = (picture + attention.forward(&input, alone)?.broadcast_mul(&gate)?)?;
         }
         let modulation = FeedForwardModulation { shift: &ff_shift, scale: &ff_scale, gate: &ff_gate };
-        let picture = self.ff.added(&picture, &modulation)?;
-        Ok((picture, reading.finish(text, to_text)?))
+        let mut picture = self.ff.added(&picture, &modulation)?;
+        if let Some(images) = learned.images {
+            picture = (picture + images)?;
+        }
+        Ok((picture, reading.finish(text, learned.text)?))
     }
 }
 

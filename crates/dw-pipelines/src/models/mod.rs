@@ -30,6 +30,7 @@ pub use controlnet::{
 pub use flux::{
     FluxConfig, FluxInput, FluxResiduals, FluxTransformer2DModel,
     controlnet::{FluxControlNetConfig, FluxControlNetInput, FluxControlNetModel},
+    ip_adapter::{FluxImagePrompts, FluxIpAdapter},
     redux::{ReduxConfig, ReduxImageEncoder},
 };
 pub use ip_adapter::{ImageFeatures, IpAdapter};

@@ -5,7 +5,9 @@ use candle_core::{DType, Tensor};
 use serde::Deserialize;
 
 use super::config::unsupported;
-use super::mmdit::{AdaptiveNorm, BlockForm, JointBlock, PatchEmbed, Patches, Sizes, TimeTextEmbed, unpatchified};
+use super::mmdit::{
+    AdaptiveNorm, BlockForm, Images, JointBlock, PatchEmbed, Patches, Sizes, TimeTextEmbed, unpatchified,
+};
 use super::sd3_ip_adapter::Sd3ImagePrompt;
 use crate::{Error, Result, nn::Linear, weights::Weights};
 
@@ -177,7 +179,8 @@ impl Sd3Transformer2DModel {
         for (i, block) in self.transformer_blocks.iter().enumerate() {
             if !input.skip_layers.contains(&i) {
                 let images = input.image_prompt.map(|prompt| prompt.of_block(i));
-                (picture, text) = block.forward_seeing(&picture, &text, &embedding, None, images.as_ref())?;
+                let seen = images.as_ref().map_or(Images::None, Images::Joint);
+                (picture, text) = block.forward_seeing(&picture, &text, &embedding, None, seen)?;
             }
             if let Some(residual) = self.residual_after(i, input.block_residuals) {
                 picture = (picture + residual)?;

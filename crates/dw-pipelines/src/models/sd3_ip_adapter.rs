@@ -7,7 +7,7 @@
 use candle_core::{DType, Tensor};
 
 use super::{
-    mmdit::{BlockImages, ImageAttention, ImageBranch, Modulation, modulated},
+    mmdit::{BlockImages, ImageAttention, JointImages, Modulation, modulated},
     sd3::Sd3Config,
 };
 use crate::{
@@ -112,7 +112,7 @@ impl Sd3ImagePrompt<'_> {
     /// What the attentions of a block see.
     pub(super) fn of_block(&self, block: usize) -> BlockImages<'_> {
         let BlockAttentions { joint, alone } = &self.adapter.blocks[block];
-        let branch = |attention| ImageBranch { attention, tokens: &self.tokens, time: &self.time, scale: self.scale };
+        let branch = |attention| JointImages { attention, tokens: &self.tokens, time: &self.time, scale: self.scale };
         BlockImages { joint: branch(joint), alone: alone.as_ref().map(branch) }
     }
 }

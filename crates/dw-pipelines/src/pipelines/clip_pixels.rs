@@ -66,6 +66,12 @@ impl ClipPixels {
         self.normalised(&picture, ((new_width - wanted) / 2, (new_height - wanted) / 2), side, device)
     }
 
+    /// A black picture as `(1, 3, side, side)` in f32.
+    pub(crate) fn black(&self, side: usize, device: &Device) -> Result<Tensor> {
+        let wanted = side as u32;
+        self.normalised(&RgbImage::new(wanted, wanted), (0, 0), side, device)
+    }
+
     /// The square of a picture whose left upper corner is named.
     fn normalised(&self, picture: &RgbImage, (left, top): (u32, u32), side: usize, device: &Device) -> Result<Tensor> {
         let wanted = side as u32;

@@ -6,7 +6,10 @@ use candle_core::{DType, Device};
 use dw_core::fit::FitPlan;
 use serde_json::{Map, Value};
 
-use super::{adapt::Adapters, ip_adapter::IpAdapters, memory::Memory, sd3_image_prompt::ScaledSd3Adapter};
+use super::{
+    adapt::Adapters, flux::ip_adapter::FluxIpAdapters, ip_adapter::IpAdapters, memory::Memory,
+    sd3_image_prompt::ScaledSd3Adapter,
+};
 use crate::{
     Error, Result,
     models::{
@@ -165,6 +168,8 @@ pub(crate) struct Parts {
     pub(crate) ip_adapters: Option<Arc<IpAdapters>>,
     /// The IP-Adapter of a Stable Diffusion 3; none when the step asks for none.
     pub(crate) sd3_ip_adapter: Option<Arc<ScaledSd3Adapter>>,
+    /// Those of a Flux model; none when the step asks for none.
+    pub(crate) flux_ip_adapters: Option<Arc<FluxIpAdapters>>,
     /// What calls know about memory.
     pub(crate) memory: Memory,
     /// What was said about memory before anything was read.

@@ -7,8 +7,10 @@
 pub(crate) mod control;
 pub(crate) mod controlnet;
 pub(crate) mod fill;
+mod image_prompt;
 pub(crate) mod img2img;
 pub(crate) mod inpaint;
+pub(crate) mod ip_adapter;
 pub(crate) mod kontext;
 mod prompts;
 pub(crate) mod redux;
@@ -26,6 +28,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::{
+    image_prompt::{ImagePromptArguments, ImagePromptInputs},
     prompts::Prompts,
     transformer::{Conditioned, Guiding, Text, grid, unpacked},
 };
@@ -148,6 +151,11 @@ fn common_groups() -> Vec<Value> {
     ]
 }
 
+/// The arguments that the classes with negative prompts take beside the common ones.
+fn guided_groups() -> [Value; 2] {
+    [group_schema::<NegativePrompts>(), group_schema::<ImagePromptArguments>()]
+}
+
 /// The arguments of a class with these groups beside the common ones, and these defaults.
 fn class_schema(title: &str, more: impl IntoIterator<Item = Value>, defaults: &[Defaults]) -> Value {
     let groups: Vec<Value> = common_groups().into_iter().chain(more).collect();
@@ -162,7 +170,7 @@ fn with_class_defaults(arguments: &Arguments, defaults: Defaults) -> Arguments {
 
 /// The arguments of the class.
 pub(crate) fn schema() -> Value {
-    class_schema("FluxPipeline", [group_schema::<NegativePrompts>()], &[])
+    class_schema("FluxPipeline", guided_groups(), &[])
 }
 
 /// One call.
@@ -239,6 +247,8 @@ struct Call<'a> {
     generation: Generation,
     guiding: Guiding,
     prompts: Prompts<'a>,
+    /// None without IP-Adapters.
+    images: Option<ImagePromptInputs<'a>>,
     /// Height and width in pixels.
     size: (usize, usize),
 }
@@ -263,7 +273,8 @@ impl<'a> Call<'a> {
         }
         check_decoder(parts, &generation)?;
         let prompts = Prompts::new(parts, &generation, (&given, &negative), arguments)?;
-        let call = Self { parts, arguments, generation, guiding, prompts, size };
+        let images = ImagePromptInputs::read(parts, arguments, &group(arguments)?)?;
+        let call = Self { parts, arguments, generation, guiding, prompts, images, size };
         check_generators(generators, call.pictures())?;
         Ok(call)
     }
@@ -315,7 +326,14 @@ impl<'a> Call<'a> {
         let is_guided = self.guiding.true_cfg_scale > 1.0 && self.prompts.has_negative();
         let (positive, negative) = self.prompts.encode(is_guided, context)?;
         let text = |embeddings| Text::new(transformer, embeddings, positions, self.parts.reuse);
-        let (positive, negative) = (text(positive)?, negative.map(text).transpose()?);
+        let (mut positive, mut negative) = (text(positive)?, negative.map(text).transpose()?);
+        if let Some(images) = &self.images {
+            let (config, rows) = (transformer.config(), self.pictures());
+            positive.images = Some(images.positive(config, rows)?);
+            if let Some(negative) = &mut negative {
+                negative.images = Some(images.negative(config, rows)?);
+            }
+        }
         stage_finished(context, "encode prompt", started);
         Ok(Conditioned {
             transformer,

@@ -10,10 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::{
-    arguments::tensor,
-    components::Parts,
-    ip_adapter::{IpAdapters, ScaledAdapter},
-    prompt::repeat_rows,
+    arguments::tensor, clip_pixels::ClipPixels, components::Parts, ip_adapter::ScaledAdapter, prompt::repeat_rows,
     text_to_image::refuse,
 };
 use crate::{
@@ -111,7 +108,8 @@ impl<'a> ImagePromptInputs<'a> {
                     refuse(pictures, reason)
                 })?;
                 let lists = images.for_each(pictures, count)?;
-                lists.iter().map(|list| pixels(ip, encoder, arguments, list)).collect::<Result<_>>()?
+                let pixels = |list: &Vec<ArtifactRef>| prepared(&ip.pixels, encoder, arguments, (pictures, list));
+                lists.iter().map(|list| pixels(list).map(Shown::Pixels)).collect::<Result<_>>()?
             }
             (None, Some(embeds)) => {
                 let lists = embeds.for_each(encoded, count)?;
@@ -209,17 +207,21 @@ fn given(encoded: &Tensor, scaled: &ScaledAdapter, guided: bool) -> Result<Tenso
     ))
 }
 
-/// The pictures of one adapter as the image encoder takes them.
-fn pixels(ip: &IpAdapters, encoder: &ClipVisionModel, arguments: &Arguments, list: &[ArtifactRef]) -> Result<Shown> {
-    let name = "ip_adapter_image";
+/// The pictures of one adapter, from the argument `name`, as the image encoder takes them: `(pictures, 3, side, side)` in f32.
+pub(crate) fn prepared(
+    pixels: &ClipPixels,
+    encoder: &ClipVisionModel,
+    arguments: &Arguments,
+    (name, list): (&str, &[ArtifactRef]),
+) -> Result<Tensor> {
     if list.is_empty() {
         return Err(refuse(name, "is an empty list; give at least one picture"));
     }
     let prepare = |handle: &ArtifactRef| match arguments.get(*handle) {
-        Some(Artifact::Image(picture)) => ip.pixels.prepare(picture, encoder.config().image_size, encoder.device()),
+        Some(Artifact::Image(picture)) => pixels.prepare(picture, encoder.config().image_size, encoder.device()),
         Some(other) => Err(refuse(name, format!("must be a picture, found {}", other.kind()))),
         None => Err(refuse(name, "refers to a result that is not there any more")),
     };
     let pictures = list.iter().map(prepare).collect::<Result<Vec<_>>>()?;
-    Ok(Shown::Pixels(Tensor::cat(&pictures, 0)?.to_dtype(DType::F32)?))
+    Ok(Tensor::cat(&pictures, 0)?.to_dtype(DType::F32)?)
 }

@@ -111,6 +111,11 @@ impl<'a> Found<'a> {
         let weights = self.weights(placement, context)?;
         Ok(ScaledAdapter { adapter: IpAdapter::new(unet, &weights)?, scale })
     }
+
+    /// How strongly it is to act.
+    pub(crate) fn scale(&self) -> &IpAdapterScale {
+        &self.request.scale
+    }
 }
 
 fn folder(request: &IpAdapterRequest) -> &str {

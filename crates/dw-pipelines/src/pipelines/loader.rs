@@ -177,11 +177,14 @@ pub(crate) fn load(
         prompt_weighting: request.prompt_weighting,
         ip_adapters: None,
         sd3_ip_adapter: None,
+        flux_ip_adapters: None,
         memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
         fit: Arc::new(plan),
     };
     if implementation.family == Family::StableDiffusion3 {
         parts.sd3_ip_adapter = sd3_ip_adapter::read(&parts, &found, preprocessor.as_ref(), context)?.map(Arc::new);
+    } else if implementation.family == Family::Flux {
+        parts.flux_ip_adapters = flux_family::read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
     } else {
         parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
     }
@@ -230,7 +233,7 @@ fn check_ip_adapters(request: &PipelineRequest, implementation: &Implementation)
     if implementation.family == Family::StableDiffusion3 {
         return sd3_ip_adapter::check_requests(&request.ip_adapters);
     }
-    if implementation.slots.iter().any(|slot| slot.kind == Kind::Unet) {
+    if implementation.slots.iter().any(|slot| matches!(slot.kind, Kind::Unet | Kind::ClipVision)) {
         return Ok(());
     }
     Err(Error::Unsupported(format!(
@@ -354,6 +357,7 @@ impl Planner<'_> {
             origins.push((planned.name.clone(), Origin::Loaded(planned)));
         }
         sd3_ip_adapter::check(found, &origins)?;
+        flux_family::check_ip_adapters(&origins, found)?;
         self.check_memory_names(&origins)?;
         Ok(origins)
     }

@@ -15,7 +15,10 @@ static SLOTS: [Slot; 6] = [
     slot("vae", Kind::Vae),
 ];
 
-static CONTROL_SLOTS: [Slot; 7] = with_slot(&SLOTS, slot("controlnet", Kind::FluxControlNet));
+/// Those of the classes that take IP-Adapters.
+static IMAGE_PROMPT_SLOTS: [Slot; 7] = with_slot(&SLOTS, slot("image_encoder", Kind::ClipVision));
+
+static CONTROL_SLOTS: [Slot; 8] = with_slot(&IMAGE_PROMPT_SLOTS, slot("controlnet", Kind::FluxControlNet));
 
 static REDUX_SLOTS: [Slot; 6] = [
     slot("tokenizer", Kind::Tokenizer),
@@ -26,10 +29,19 @@ static REDUX_SLOTS: [Slot; 6] = [
     slot("image_embedder", Kind::Redux),
 ];
 
-/// A class that needs no other components than the plain one.
+/// A class that needs no other components than the plain one, and takes IP-Adapters.
 const fn plain(class: &'static str, task: Task, run: Run) -> Target {
+    steered_by_prompts(class, task, &IMAGE_PROMPT_SLOTS, run)
+}
+
+/// A class for a model made for it, which takes no IP-Adapters.
+const fn special(class: &'static str, task: Task, run: Run) -> Target {
+    steered_by_prompts(class, task, &SLOTS, run)
+}
+
+const fn steered_by_prompts(class: &'static str, task: Task, slots: &'static [Slot], run: Run) -> Target {
     let (family, steering) = (Family::Flux, Steering::Prompts);
-    Target::Class(Implementation { class, family, task, steering, slots: &SLOTS, run })
+    Target::Class(Implementation { class, family, task, steering, slots, run })
 }
 
 /// The plain class for a task comes before those that need a model made for them.
@@ -56,7 +68,7 @@ pub(super) static CLASSES: &[PipelineClass] = &[
         name: "FluxFillPipeline",
         summary: "Parts of a picture painted anew, and pictures continued, with FLUX.1 Fill",
         schema: flux::fill::schema,
-        target: plain("FluxFillPipeline", Task::Inpaint, flux::fill::run),
+        target: special("FluxFillPipeline", Task::Inpaint, flux::fill::run),
     },
     PipelineClass {
         name: "FluxKontextPipeline",
@@ -68,7 +80,7 @@ pub(super) static CLASSES: &[PipelineClass] = &[
         name: "FluxControlPipeline",
         summary: "Text to image steered by edges or depth with FLUX.1 Canny and Depth",
         schema: flux::control::schema,
-        target: plain("FluxControlPipeline", Task::TextToImage, flux::control::run),
+        target: special("FluxControlPipeline", Task::TextToImage, flux::control::run),
     },
     PipelineClass {
         name: "FluxControlNetPipeline",

@@ -1,8 +1,10 @@
 //! Plus and full IP-Adapters (`tests/parity/make_variants.py` rebuilds the fixtures); plain ones are covered by
 //! whole calls.
 
-use dw_pipelines::models::{
-    ImageFeatures, ImagePrompts, IpAdapter, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany,
+use candle_core::{DType, Device, Tensor};
+use dw_pipelines::{
+    models::{ImageFeatures, ImagePrompts, IpAdapter, Unet2DConditionModel, UnetConfig, UnetInput, config::OneOrMany},
+    weights::Weights,
 };
 
 use crate::{Case, assert_close, component_at, fixtures, load};
@@ -54,6 +56,16 @@ fn an_adapter_of_another_family_is_refused_with_the_way_out() {
     let weights = load(&[folder.join("plus.safetensors")]).expect("the fixture is there");
     let said = IpAdapter::new(&config, &weights).map(|_| ()).expect_err("another width").to_string();
     assert!(said.contains("does not fit this model") && said.contains("shape [4, 12]"), "{said}");
+    // Adapters for Flux are told by XLabs' names, and under diffusers' names by the sizes of their layers.
+    for (name, expected) in [
+        ("double_blocks.1.processor.ip_adapter_double_stream_k_proj.weight", "no IP-Adapter for a UNet"),
+        ("ip_adapter.1.to_k_ip.weight", "has shape [32, 64]"),
+    ] {
+        let layer = Tensor::zeros((32, 64), DType::F32, &Device::Cpu).expect("a tensor");
+        let of_flux = Weights::from_tensors([(name.to_owned(), layer)].into(), "flux.safetensors");
+        let said = IpAdapter::new(&config, &of_flux).map(|_| ()).expect_err("for Flux").to_string();
+        assert!(said.contains("does not fit this model") && said.contains(expected), "{said}");
+    }
     let no_adapter = load(&[folder.join("unet/diffusion_pytorch_model.safetensors")]).expect("a fixture");
     let said = IpAdapter::new(&config, &no_adapter).map(|_| ()).expect_err("a UNet").to_string();
     assert!(said.contains("no IP-Adapter"), "{said}");

@@ -1,6 +1,7 @@
 //! The Flux models and pipelines, on tiny models made from seeds. The numbers are what HuggingFace diffusers computes with
 //! the same models (`tests/parity/make_flux.py` prints them).
 
+mod ip_adapter;
 mod models;
 mod pipelines;
 #[path = "../support/mod.rs"]

@@ -28,7 +28,7 @@ impl Step {
 
     fn input<'a>(&'a self, rotary: &'a dw_pipelines::nn::Rotary) -> FluxInput<'a> {
         let Self { picture, text, pooled, .. } = self;
-        FluxInput { picture, text, pooled, timestep: 700.0, guidance: 3.5, rotary }
+        FluxInput { picture, text, pooled, timestep: 700.0, guidance: 3.5, rotary, images: None }
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// A model in the diffusers layout, gone with the value.
-struct Model(PathBuf);
+pub(crate) struct Model(pub(crate) PathBuf);
 
 impl Drop for Model {
     fn drop(&mut self) {
@@ -40,14 +40,14 @@ impl Drop for Model {
     }
 }
 
-fn write(path: &Path, value: &Value) {
+pub(crate) fn write(path: &Path, value: &Value) {
     std::fs::create_dir_all(path.parent().expect("a file in a folder")).expect("the folder is writable");
     std::fs::write(path, value.to_string()).expect("the folder is writable");
 }
 
 impl Model {
     /// A model for `test` whose transformer reads `in_channels` values for each token.
-    fn new(test: &str, in_channels: usize) -> Self {
+    pub(crate) fn new(test: &str, in_channels: usize) -> Self {
         let root = std::env::temp_dir().join(format!("dw-flux-{test}-{}", std::process::id()));
         let index = json!({
             "_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -83,7 +83,7 @@ impl Model {
     }
 
     /// A ControlNet for text of `features` features, in a folder of the model's.
-    fn controlnet(&self, features: usize) -> ComponentChoice {
+    pub(crate) fn controlnet(&self, features: usize) -> ComponentChoice {
         let mut settings = transformer_config();
         settings["_class_name"] = json!("FluxControlNetModel");
         settings["num_single_layers"] = json!(1);
@@ -104,7 +104,7 @@ impl Model {
         }])
     }
 
-    fn request(&self, class: &str) -> PipelineRequest {
+    pub(crate) fn request(&self, class: &str) -> PipelineRequest {
         PipelineRequest {
             class: class.into(),
             source: ModelSource::Folder(self.0.clone()),
@@ -121,29 +121,29 @@ impl Model {
         }
     }
 
-    fn load(&self, class: &str) -> Pipeline {
+    pub(crate) fn load(&self, class: &str) -> Pipeline {
         load(&self.request(class)).expect("a complete model")
     }
 }
 
-fn load(request: &PipelineRequest) -> Result<Pipeline> {
+pub(crate) fn load(request: &PipelineRequest) -> Result<Pipeline> {
     let hub = Hub { cache: PathBuf::new(), endpoint: String::new(), token: None, offline: true };
     let cancel = CancellationToken::default();
     Pipeline::load(request, &hub, &mut ComponentCache::default(), Context { events: &Silent, cancel: &cancel })
 }
 
-fn array(tensor: &Tensor) -> Artifact {
+pub(crate) fn array(tensor: &Tensor) -> Artifact {
     let data = tensor.flatten_all().and_then(|x| x.to_vec1()).expect("f32 numbers");
     Artifact::Array(Array { shape: tensor.dims().to_vec(), data }.into())
 }
 
-fn picture(width: u32, height: u32) -> Artifact {
+pub(crate) fn picture(width: u32, height: u32) -> Artifact {
     let at = |x: u32, y: u32| image::Rgb([(x * 3) as u8, (y * 5) as u8, 90]);
     Artifact::image(DynamicImage::from(RgbImage::from_fn(width, height, at)))
 }
 
 /// A call in 3 steps with an encoded prompt, and `more`; `artifacts` are arguments, too.
-fn arguments(more: &Value, artifacts: Vec<(&str, Artifact)>) -> Arguments {
+pub(crate) fn arguments(more: &Value, artifacts: Vec<(&str, Artifact)>) -> Arguments {
     let mut arguments = Arguments::default();
     let prompt = [("prompt_embeds", input("prompt", &[1, 7, 64])), ("pooled_prompt_embeds", input("pooled", &[1, 32]))];
     let prompt = prompt.map(|(name, tensor)| (name, array(&tensor)));
@@ -171,16 +171,16 @@ fn run_with_events(pipeline: &mut Pipeline, arguments: &Arguments) -> Result<(En
     Ok((entry, told.into_inner().expect("one thread")))
 }
 
-fn run(pipeline: &mut Pipeline, arguments: &Arguments) -> Result<Entry> {
+pub(crate) fn run(pipeline: &mut Pipeline, arguments: &Arguments) -> Result<Entry> {
     run_with_events(pipeline, arguments).map(|(entry, _)| entry)
 }
 
-fn message(pipeline: &mut Pipeline, arguments: &Arguments) -> String {
+pub(crate) fn message(pipeline: &mut Pipeline, arguments: &Arguments) -> String {
     run(pipeline, arguments).expect_err("refused").to_string()
 }
 
 /// The latents of a call that asks for them.
-fn latents(pipeline: &mut Pipeline, more: Value, mut artifacts: Vec<(&str, Artifact)>) -> Tensor {
+pub(crate) fn latents(pipeline: &mut Pipeline, more: Value, mut artifacts: Vec<(&str, Artifact)>) -> Tensor {
     let mut more = more;
     more["output_type"] = json!("latent");
     let entry = run(pipeline, &arguments(&more, std::mem::take(&mut artifacts))).expect("a valid call");
@@ -188,7 +188,7 @@ fn latents(pipeline: &mut Pipeline, more: Value, mut artifacts: Vec<(&str, Artif
     Tensor::from_slice(&array.data, array.shape.as_slice(), &Device::Cpu).expect("the shape fits")
 }
 
-fn same(a: &Tensor, b: &Tensor) -> bool {
+pub(crate) fn same(a: &Tensor, b: &Tensor) -> bool {
     let numbers = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("f32 numbers");
     numbers(a) == numbers(b)
 }

@@ -2,12 +2,13 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{FluxConfig, FluxResiduals};
+use super::{FluxConfig, FluxResiduals, ip_adapter::FluxImagePrompts};
 use crate::{
     Result,
     models::{
-        mmdit::{BlockForm, EPS, JointBlock, Modulation, Projections, Sizes, modulated},
+        mmdit::{BlockForm, EPS, Images, JointBlock, Modulation, Projections, Sizes, modulated},
         reuse::{Memory, Reuse},
+        unet::ImageBranch,
     },
     nn::{Activation, AttentionOptions, LayerNorm, Linear, Rotary, attention},
     weights::Weights,
@@ -20,6 +21,21 @@ const WIDENING: usize = 4;
 pub(super) struct Tokens {
     pub(super) picture: Tensor,
     pub(super) text: Tensor,
+}
+
+/// What is added to the picture's tokens on their way.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Additions<'a> {
+    /// What ControlNets add after each block, an entry for each of them.
+    pub(super) residuals: &'a [FluxResiduals],
+    /// What the blocks of the first kind see of other pictures.
+    pub(super) images: Option<&'a FluxImagePrompts>,
+}
+
+impl<'a> Additions<'a> {
+    fn images_of(self, block: usize) -> &'a [ImageBranch] {
+        self.images.map_or(&[], |images| images.of(block))
+    }
 }
 
 /// All blocks.
@@ -49,11 +65,11 @@ impl Blocks {
         tokens: Tokens,
         embedding: &Tensor,
         rotary: &Rotary,
-        residuals: &[FluxResiduals],
+        added: Additions<'_>,
         (memory, is_edge): (&mut Memory, bool),
     ) -> Result<Tensor> {
         let Some(first) = self.joint.first() else {
-            return self.forward(tokens, embedding, rotary, residuals);
+            return self.forward(tokens, embedding, rotary, added);
         };
         if matches!(memory.rule(), Reuse::Tea { .. }) {
             let before = tokens.picture.clone();
@@ -61,16 +77,22 @@ impl Blocks {
             if let Some(residual) = memory.recalled(signal, is_edge)? {
                 return Ok((before + residual)?);
             }
-            let picture = self.forward(tokens, embedding, rotary, residuals)?;
+            let picture = self.forward(tokens, embedding, rotary, added)?;
             memory.keep((&picture - before)?);
             return Ok(picture);
         }
-        let (picture, text) = first.forward(&tokens.picture, &tokens.text, embedding, Some(rotary))?;
+        let (picture, text) = first.forward_seeing(
+            &tokens.picture,
+            &tokens.text,
+            embedding,
+            Some(rotary),
+            Images::Apart(added.images_of(0)),
+        )?;
         if let Some(residual) = memory.recalled((&picture - &tokens.picture)?, is_edge)? {
             return Ok((picture + residual)?);
         }
         let (head, tokens) = (picture.clone(), Tokens { picture, text: within_f16(text)? });
-        let picture = self.after_first(tokens, embedding, rotary, residuals, &mut Unobserved)?;
+        let picture = self.after_first(tokens, embedding, rotary, added, &mut Unobserved)?;
         memory.keep((&picture - head)?);
         Ok(picture)
     }
@@ -81,9 +103,9 @@ impl Blocks {
         tokens: Tokens,
         embedding: &Tensor,
         rotary: &Rotary,
-        residuals: &[FluxResiduals],
+        added: Additions<'_>,
     ) -> Result<Tensor> {
-        self.forward_observed(tokens, embedding, rotary, residuals, &mut Unobserved)
+        self.forward_observed(tokens, embedding, rotary, added, &mut Unobserved)
     }
 
     /// The same, with a look at the picture's tokens after each block.
@@ -92,15 +114,21 @@ impl Blocks {
         tokens: Tokens,
         embedding: &Tensor,
         rotary: &Rotary,
-        residuals: &[FluxResiduals],
+        added: Additions<'_>,
         observer: &mut dyn BlockObserver,
     ) -> Result<Tensor> {
         let Some(first) = self.joint.first() else {
-            return self.after_joint(tokens, embedding, rotary, residuals, observer);
+            return self.after_joint(tokens, embedding, rotary, added, observer);
         };
-        let (picture, text) = first.forward(&tokens.picture, &tokens.text, embedding, Some(rotary))?;
+        let (picture, text) = first.forward_seeing(
+            &tokens.picture,
+            &tokens.text,
+            embedding,
+            Some(rotary),
+            Images::Apart(added.images_of(0)),
+        )?;
         let tokens = Tokens { picture, text: within_f16(text)? };
-        self.after_first(tokens, embedding, rotary, residuals, observer)
+        self.after_first(tokens, embedding, rotary, added, observer)
     }
 
     /// What follows the first block.
@@ -109,21 +137,27 @@ impl Blocks {
         tokens: Tokens,
         embedding: &Tensor,
         rotary: &Rotary,
-        residuals: &[FluxResiduals],
+        added: Additions<'_>,
         observer: &mut dyn BlockObserver,
     ) -> Result<Tensor> {
         let Tokens { mut picture, mut text } = tokens;
         for (i, block) in self.joint.iter().enumerate() {
             if i > 0 {
-                let (next_picture, next_text) = block.forward(&picture, &text, embedding, Some(rotary))?;
+                let (next_picture, next_text) = block.forward_seeing(
+                    &picture,
+                    &text,
+                    embedding,
+                    Some(rotary),
+                    Images::Apart(added.images_of(i)),
+                )?;
                 (picture, text) = (next_picture, within_f16(next_text)?);
             }
             observer.joint(&picture);
-            for residual in residuals.iter().filter_map(|residuals| residuals.after_joint(i, self.joint.len())) {
+            for residual in added.residuals.iter().filter_map(|residuals| residuals.after_joint(i, self.joint.len())) {
                 picture = (picture + residual)?;
             }
         }
-        self.after_joint(Tokens { picture, text }, embedding, rotary, residuals, observer)
+        self.after_joint(Tokens { picture, text }, embedding, rotary, added, observer)
     }
 
     /// What follows the blocks of the first kind.
@@ -132,7 +166,7 @@ impl Blocks {
         Tokens { picture, text }: Tokens,
         embedding: &Tensor,
         rotary: &Rotary,
-        residuals: &[FluxResiduals],
+        added: Additions<'_>,
         observer: &mut dyn BlockObserver,
     ) -> Result<Tensor> {
         let (pixels, words) = (picture.dim(1)?, text.dim(1)?);
@@ -140,7 +174,8 @@ impl Blocks {
         for (i, block) in self.single.iter().enumerate() {
             joined = within_f16(block.forward(&joined, embedding, rotary)?)?;
             observer.single(&joined, pixels)?;
-            for residual in residuals.iter().filter_map(|residuals| residuals.after_single(i, self.single.len())) {
+            for residual in added.residuals.iter().filter_map(|residuals| residuals.after_single(i, self.single.len()))
+            {
                 joined = (joined + residual.pad_with_zeros(1, 0, words)?)?;
             }
         }

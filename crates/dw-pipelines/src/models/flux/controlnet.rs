@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{
     FluxConfig, FluxInput, FluxResiduals, Stem,
-    blocks::{BlockObserver, Blocks, Tokens},
+    blocks::{Additions, BlockObserver, Blocks, Tokens},
 };
 use crate::{
     Error, Result,
@@ -99,7 +99,7 @@ impl FluxControlNetModel {
         let condition = self.controlnet_x_embedder.forward(&input.condition.to_dtype(self.dtype)?)?;
         let tokens = Tokens { picture: (picture + condition)?, text: self.with_mode(text, input.mode)? };
         let mut seen = Seen::default();
-        self.blocks.forward_observed(tokens, &embedding, input.input.rotary, &[], &mut seen)?;
+        self.blocks.forward_observed(tokens, &embedding, input.input.rotary, Additions::default(), &mut seen)?;
         let outputs = |layers: &[Linear], states: &[Tensor]| {
             let scaled = |(layer, state): (&Linear, &Tensor)| Ok((layer.forward(state)? * input.scale)?);
             layers.iter().zip(states).map(scaled).collect::<Result<Vec<_>>>()

@@ -41,7 +41,7 @@ impl ImageAttention {
 
 /// One attention and what it looks at.
 #[derive(Clone, Copy)]
-pub(in crate::models) struct ImageBranch<'a> {
+pub(in crate::models) struct JointImages<'a> {
     pub(in crate::models) attention: &'a ImageAttention,
     /// `(batch, tokens, inner)`.
     pub(in crate::models) tokens: &'a Tensor,
@@ -51,7 +51,7 @@ pub(in crate::models) struct ImageBranch<'a> {
     pub(in crate::models) scale: f64,
 }
 
-impl ImageBranch<'_> {
+impl JointImages<'_> {
     /// What is added to the attention of picture tokens whose queries, keys and values, before their norms, are given:
     /// `(batch, tokens, inner)` each, like the result.
     pub(super) fn learned(&self, [q, k, v]: &[Tensor; 3]) -> Result<Tensor> {
@@ -70,7 +70,7 @@ impl ImageBranch<'_> {
 #[derive(Clone, Copy)]
 pub(in crate::models) struct BlockImages<'a> {
     /// That of picture and text tokens.
-    pub(in crate::models) joint: ImageBranch<'a>,
+    pub(in crate::models) joint: JointImages<'a>,
     /// That of picture tokens alone, in blocks that have one.
-    pub(in crate::models) alone: Option<ImageBranch<'a>>,
+    pub(in crate::models) alone: Option<JointImages<'a>>,
 }

@@ -8,9 +8,9 @@ use image::DynamicImage;
 use serde_json::Value;
 
 use super::{
-    Call, Inputs, NegativePrompts, check_inputs, class_schema,
+    Call, Inputs, check_inputs, class_schema,
     control::{check_prompts, picture_latents},
-    size,
+    guided_groups, size,
     transformer::{grid, packed},
     with_class_defaults,
 };
@@ -35,13 +35,8 @@ const NAME: &str = "control_image";
 
 /// The arguments of the class.
 pub(crate) fn schema() -> Value {
-    let more = [
-        group_schema::<NegativePrompts>(),
-        group_schema::<ControlPictures>(),
-        group_schema::<ControlModes>(),
-        group_schema::<ControlArguments>(),
-    ];
-    class_schema("FluxControlNetPipeline", more, &[DEFAULTS])
+    let more = [group_schema::<ControlPictures>(), group_schema::<ControlModes>(), group_schema::<ControlArguments>()];
+    class_schema("FluxControlNetPipeline", guided_groups().into_iter().chain(more), &[DEFAULTS])
 }
 
 /// One call.

@@ -3,7 +3,7 @@
 use dw_core::{arguments::Arguments, artifact::Entry};
 use serde_json::Value;
 
-use super::{Call, ENCODING, Inputs, NegativePrompts, check_inputs, class_schema, size, with_class_defaults};
+use super::{Call, ENCODING, Inputs, check_inputs, class_schema, guided_groups, size, with_class_defaults};
 use crate::{
     Result,
     pipelines::{
@@ -22,8 +22,8 @@ pub(super) const DEFAULTS: Defaults = &[("guidance_scale", 7.0)];
 
 /// The arguments of the class.
 pub(crate) fn schema() -> Value {
-    let more = [group_schema::<NegativePrompts>(), group_schema::<StartPictures>(), group_schema::<Strength>()];
-    class_schema("FluxImg2ImgPipeline", more, &[DEFAULTS])
+    let more = [group_schema::<StartPictures>(), group_schema::<Strength>()];
+    class_schema("FluxImg2ImgPipeline", guided_groups().into_iter().chain(more), &[DEFAULTS])
 }
 
 /// One call.

@@ -4,7 +4,7 @@
 use dw_core::{arguments::Arguments, artifact::Entry};
 use serde_json::Value;
 
-use super::{Call, ENCODING, Inputs, NegativePrompts, check_inputs, class_schema, img2img, size, with_class_defaults};
+use super::{Call, ENCODING, Inputs, check_inputs, class_schema, guided_groups, img2img, size, with_class_defaults};
 use crate::{
     Result,
     pipelines::{
@@ -25,7 +25,7 @@ pub(super) fn groups() -> [Value; 3] {
 
 /// The arguments of the class.
 pub(crate) fn schema() -> Value {
-    let more = groups().into_iter().chain([group_schema::<NegativePrompts>()]);
+    let more = groups().into_iter().chain(guided_groups());
     class_schema("FluxInpaintPipeline", more, &[img2img::DEFAULTS])
 }
 

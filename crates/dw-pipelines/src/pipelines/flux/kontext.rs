@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Call, ENCODING, Inputs, NegativePrompts, Sides, USUAL_SIDE, check_inputs, class_schema,
+    Call, ENCODING, Inputs, Sides, USUAL_SIDE, check_inputs, class_schema, guided_groups,
     transformer::{grid, packed},
     with_class_defaults,
 };
@@ -71,7 +71,7 @@ impl Default for KontextArguments {
 
 /// The arguments of the class.
 pub(crate) fn schema() -> Value {
-    let more = [group_schema::<NegativePrompts>(), group_schema::<KontextArguments>()];
+    let more = guided_groups().into_iter().chain([group_schema::<KontextArguments>()]);
     class_schema("FluxKontextPipeline", more, &[])
 }
 

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::controlnet::Control;
 use crate::{
     Result,
-    models::{FluxInput, FluxTransformer2DModel, Memory, Reuse},
+    models::{FluxImagePrompts, FluxInput, FluxTransformer2DModel, Memory, Reuse},
     nn::Rotary,
     pipelines::prompt::Embeddings,
 };
@@ -50,6 +50,8 @@ pub(super) struct Guiding {
 pub(super) struct Text {
     pub(super) embeddings: Embeddings,
     rotary: Rotary,
+    /// What the IP-Adapters show beside it; none without them.
+    pub(super) images: Option<FluxImagePrompts>,
     /// Where steps are skipped, what is remembered for it.
     memory: Option<Memory>,
 }
@@ -64,14 +66,22 @@ impl Text {
     ) -> Result<Self> {
         let words = embeddings.embeds.dim(1)?;
         let rotary = transformer.config().rotary(positions, words, transformer.device())?;
-        Ok(Self { embeddings, rotary, memory: reuse.map(Memory::new) })
+        Ok(Self { embeddings, rotary, images: None, memory: reuse.map(Memory::new) })
     }
 }
 
 impl Text {
     fn input<'t>(&'t self, picture: &'t Tensor, timestep: f64, guidance: f64) -> FluxInput<'t> {
         let Embeddings { embeds, pooled } = &self.embeddings;
-        FluxInput { picture, text: embeds, pooled, timestep, guidance, rotary: &self.rotary }
+        FluxInput {
+            picture,
+            text: embeds,
+            pooled,
+            timestep,
+            guidance,
+            rotary: &self.rotary,
+            images: self.images.as_ref(),
+        }
     }
 }
 

@@ -1,9 +1,15 @@
 //! Whether the parts of a Flux model belong together, as far as their configurations say.
 
-use super::{Kind, Model, Origin};
+use super::{Found, Kind, Model, Origin};
 use crate::{
     Error, Result,
-    models::{FluxConfig, FluxControlNetConfig},
+    models::{ClipVisionConfig, FluxConfig, FluxControlNetConfig},
+    pipelines::{
+        clip_pixels::ClipPixels,
+        components::Parts,
+        flux::ip_adapter::{self, FluxIpAdapters, ScaledAdapter},
+    },
+    request::Context,
 };
 
 /// Refuses ControlNets that were made for another transformer, before weights are read.
@@ -21,11 +27,47 @@ pub(super) fn check(origins: &[(String, Origin)]) -> Result<()> {
     Ok(())
 }
 
+/// Refuses IP-Adapters that were made for another transformer or image encoder, before weights are read.
+pub(super) fn check_ip_adapters(origins: &[(String, Origin)], found: &[Found<'_>]) -> Result<()> {
+    let transformers = origins.iter().find_map(|(_, origin)| transformer(origin).transpose());
+    let Some(transformer) = transformers.transpose()? else { return Ok(()) };
+    let encoders = origins.iter().find_map(|(_, origin)| image_encoder(origin).transpose());
+    let features = encoders.transpose()?.map(|encoder| encoder.projection_dim);
+    found.iter().try_for_each(|found| ip_adapter::check(found, &transformer, features))
+}
+
+/// Reads the adapters that were found; none when there are none.
+pub(super) fn read_ip_adapters(
+    parts: &Parts,
+    found: &[Found<'_>],
+    pixels: ClipPixels,
+    context: Context<'_>,
+) -> Result<Option<FluxIpAdapters>> {
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let transformer = parts.flux()?;
+    let kind = (transformer.dtype(), transformer.device());
+    let read = |found| ScaledAdapter::read(found, transformer.config(), kind, context);
+    Ok(Some(FluxIpAdapters { adapters: found.iter().map(read).collect::<Result<_>>()?, pixels }))
+}
+
 fn transformer(origin: &Origin) -> Result<Option<FluxConfig>> {
     Ok(match origin {
         Origin::Loaded(planned) if planned.kind == Kind::FluxTransformer => Some(planned.config()?),
         Origin::Shared(component) => match &component.model {
             Model::FluxTransformer(model) => Some(model.config().clone()),
+            _ => None,
+        },
+        Origin::Loaded(_) => None,
+    })
+}
+
+fn image_encoder(origin: &Origin) -> Result<Option<ClipVisionConfig>> {
+    Ok(match origin {
+        Origin::Loaded(planned) if planned.kind == Kind::ClipVision => Some(planned.config()?),
+        Origin::Shared(component) => match &component.model {
+            Model::ClipVision(model) => Some(model.config().clone()),
             _ => None,
         },
         Origin::Loaded(_) => None,

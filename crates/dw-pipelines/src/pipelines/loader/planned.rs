@@ -205,6 +205,11 @@ impl Planned {
     pub(super) fn config<C: DeserializeOwned>(&self) -> Result<C> {
         let path = sub(&self.folder, "config.json");
         let config = self.files.require_json(&path)?;
+        // Repositories of a whole CLIP hold the settings of both towers.
+        let config = match config.get("vision_config") {
+            Some(vision) if self.kind == Kind::ClipVision => vision.clone(),
+            _ => config,
+        };
         if let Some(other) = config.get("_class_name").and_then(Value::as_str)
             && (!self.kind.classes().contains(&other) || (self.kind == Kind::ControlNet && other != self.class))
         {

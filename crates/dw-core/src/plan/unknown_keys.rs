@@ -66,13 +66,18 @@ fn only<'a>(described: &'a Value, json_type: &str) -> Option<&'a Value> {
 fn alternatives<'a>(described: &'a Value, found: &mut Vec<&'a Value>) {
     if let Some(name) = described.get("$ref").and_then(Value::as_str) {
         let target = schema().pointer(name.trim_start_matches('#'));
-        return target.into_iter().for_each(|target| alternatives(target, found));
+        if let Some(target) = target {
+            alternatives(target, found);
+        }
+        return;
     }
     let several = ["anyOf", "oneOf"].iter().find_map(|key| described.get(*key)).and_then(Value::as_array);
     match several {
         // The type beside alternatives makes them conditions on one object.
         Some(several) if described.get("type").is_none() => {
-            several.iter().for_each(|alternative| alternatives(alternative, found));
+            for alternative in several {
+                alternatives(alternative, found);
+            }
         }
         _ => found.push(described),
     }

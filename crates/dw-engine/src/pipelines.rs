@@ -193,7 +193,7 @@ fn reuse_steps(pipeline: &mut Pipeline, configuration: &PipelineConfiguration, c
             warn("cache", "this build knows the type `first_block` only");
             return Ok(());
         }
-        (None, Some(tea)) => ("teacache", tea_cache(tea)?),
+        (None, Some(tea)) => ("teacache", tea_cache(tea, pipeline.tea_defaults())?),
         (None, None) => return Ok(()),
     };
     if !pipeline.reuse_steps(Some(rule)) {
@@ -205,22 +205,22 @@ fn reuse_steps(pipeline: &mut Pipeline, configuration: &PipelineConfiguration, c
 /// The threshold of `first_block` when the step names none.
 const FIRST_BLOCK_THRESHOLD: f64 = 0.05;
 
-/// The threshold of `teacache` for Flux when the step names none.
-const TEA_THRESHOLD: f64 = 0.6;
-
-fn tea_cache(tea: &TeaCache) -> Result<Reuse> {
+/// What `teacache` asks for; what it leaves out is as `defaults` has it, threshold and polynomial.
+fn tea_cache(tea: &TeaCache, defaults: (f64, [f64; 5])) -> Result<Reuse> {
     let wrong = |name: &str, reason: String| Error::Argument { name: format!("teacache.{name}"), reason };
-    if let Some(variant) = tea.variant.as_deref().filter(|variant| *variant != "flux") {
-        return Err(wrong("variant", format!("`{variant}` is not known by this build; it knows `flux`")));
-    }
-    let coefficients = match &tea.coefficients {
-        None => Reuse::FLUX,
-        Some(list) => list
+    let coefficients = match (&tea.coefficients, tea.variant.as_deref()) {
+        (Some(list), _) => list
             .as_slice()
             .try_into()
             .map_err(|_| wrong("coefficients", format!("must have 5 numbers, found {}", list.len())))?,
+        (None, None) => defaults.1,
+        (None, Some("flux")) if defaults.1 == Reuse::FLUX => defaults.1,
+        (None, Some(variant)) => {
+            let known = if defaults.1 == Reuse::FLUX { "`flux`" } else { "none for this model; give `coefficients`" };
+            return Err(wrong("variant", format!("`{variant}` is not known here; this build knows {known}")));
+        }
     };
-    Ok(Reuse::Tea { threshold: tea.rel_l1_thresh.unwrap_or(TEA_THRESHOLD), coefficients })
+    Ok(Reuse::Tea { threshold: tea.rel_l1_thresh.unwrap_or(defaults.0), coefficients })
 }
 
 /// Offers the components that the step shares to later steps.

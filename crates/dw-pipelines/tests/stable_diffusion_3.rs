@@ -23,7 +23,7 @@ use dw_pipelines::{
     Result,
     hub::Hub,
     models::{
-        AutoencoderKl, ClipTextModel, Sd3ControlNetInput, Sd3ControlNetModel, Sd3Input, Sd3Transformer2DModel,
+        AutoencoderKl, ClipTextModel, Reuse, Sd3ControlNetInput, Sd3ControlNetModel, Sd3Input, Sd3Transformer2DModel,
         T5EncoderModel,
     },
     pipelines::{ComponentCache, Pipeline},
@@ -601,4 +601,37 @@ fn a_lora_changes_transformer_and_text_encoder_by_its_scale() {
     let without = draw(&mut plain, 1.0);
     assert_ne!(draw(&mut adapted, 1.0), without);
     assert_eq!(draw(&mut adapted, 0.0), without);
+}
+
+#[test]
+fn steps_are_skipped_as_the_rule_says_and_the_count_is_told() {
+    let call = arguments(
+        json!({
+            "prompt": PROMPT, "num_inference_steps": 6, "guidance_scale": 4.5, "height": 64, "width": 64,
+        }),
+        &[],
+    );
+    let mut pipeline = load(&without_t5("StableDiffusion3Pipeline")).expect("the model is complete");
+    let plain = bytes(&run(&mut pipeline, &call, 7).expect("the call is valid"));
+    let mut told = |rule| {
+        assert!(pipeline.reuse_steps(Some(rule)));
+        let told = Mutex::new(Vec::new());
+        let events = |event: Event| {
+            if let Event::Warning { message } = event {
+                told.lock().expect("unbroken").push(message);
+            }
+        };
+        let cancel = CancellationToken::default();
+        let mut generators = Generators::from_seed(&Seed::One(7), NoiseDialect::Cpu);
+        let context = Context { events: &events, cancel: &cancel };
+        let entry = pipeline.run(&call, &mut generators, context).expect("the call is valid");
+        (bytes(&entry), told.into_inner().expect("unbroken").join("; "))
+    };
+    let (picture, never) = told(Reuse::FirstBlock { threshold: 0.0 });
+    assert!(never.contains("none of 6") && picture == plain, "{never}");
+    let (picture, always) = told(Reuse::FirstBlock { threshold: 1e6 });
+    assert!(always.contains("5 of 6") && picture != plain, "{always}");
+    // The first and last step are computed.
+    let (_, tea) = told(Reuse::Tea { threshold: 1e9, coefficients: Reuse::UNFITTED });
+    assert!(tea.contains("4 of 6"), "{tea}");
 }

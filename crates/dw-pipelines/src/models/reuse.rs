@@ -28,6 +28,9 @@ pub enum Reuse {
 impl Reuse {
     /// The polynomial fitted to FLUX.1 (TeaCache's `TeaCache4FLUX`).
     pub const FLUX: [f64; 5] = [498.651_651, -283.781_631, 55.855_438_2, -3.820_214_01, 0.264_230_861];
+
+    /// The change itself, for models to which nothing was fitted.
+    pub const UNFITTED: [f64; 5] = [0.0, 0.0, 0.0, 1.0, 0.0];
 }
 
 /// What is remembered of earlier steps. Every prompt of a call has its own.

@@ -1,6 +1,8 @@
 //! The denoiser of Stable Diffusion 3 and 3.5 (diffusers `SD3Transformer2DModel`; Esser et al. 2024,
 //! arXiv:2403.03206): blocks of picture and text tokens between patches and latents.
 
+use std::ops::Range;
+
 use candle_core::{DType, Tensor};
 use serde::Deserialize;
 
@@ -8,6 +10,7 @@ use super::config::unsupported;
 use super::mmdit::{
     AdaptiveNorm, BlockForm, Images, JointBlock, PatchEmbed, Patches, Sizes, TimeTextEmbed, unpatchified,
 };
+use super::reuse::{Memory, Reuse};
 use super::sd3_ip_adapter::Sd3ImagePrompt;
 use crate::{Error, Result, nn::Linear, weights::Weights};
 
@@ -124,6 +127,12 @@ pub struct Sd3Transformer2DModel {
     proj_out: Linear,
 }
 
+/// Tokens between blocks, `(batch, tokens, inner)` each.
+struct Tokens {
+    picture: Tensor,
+    text: Tensor,
+}
+
 impl Sd3Transformer2DModel {
     /// Builds the transformer from weights under diffusers' names.
     pub fn new(config: &Sd3Config, weights: Weights) -> Result<Self> {
@@ -171,22 +180,70 @@ impl Sd3Transformer2DModel {
 
     /// The predicted velocity, `(batch, out_channels, height, width)`.
     pub fn forward(&self, input: &Sd3Input<'_>) -> Result<Tensor> {
-        let (_, _, height, width) = input.sample.dims4()?;
-        let size = self.config.patch_size;
-        let mut picture = self.embedded(input.sample)?;
+        let (tokens, embedding) = self.start(input)?;
+        let tokens = self.blocks(0..self.transformer_blocks.len(), tokens, &embedding, input)?;
+        self.finish(&tokens.picture, &embedding, input)
+    }
+
+    /// The same, with most blocks skipped where `memory` says so. The first and last step of a call are its edges.
+    pub fn forward_remembering(&self, input: &Sd3Input<'_>, (memory, is_edge): (&mut Memory, bool)) -> Result<Tensor> {
+        let Some(first) = self.transformer_blocks.first() else { return self.forward(input) };
+        let (tokens, embedding) = self.start(input)?;
+        let before = tokens.picture.clone();
+        let (head, signal, computed) = match memory.rule() {
+            Reuse::Tea { .. } => {
+                let signal = first.modulated_picture(&before, &embedding)?;
+                (tokens, signal, 0)
+            }
+            Reuse::FirstBlock { .. } => {
+                let head = self.blocks(0..1, tokens, &embedding, input)?;
+                let signal = (&head.picture - before)?;
+                (head, signal, 1)
+            }
+        };
+        if let Some(residual) = memory.recalled(signal, is_edge)? {
+            return self.finish(&(head.picture + residual)?, &embedding, input);
+        }
+        let so_far = head.picture.clone();
+        let tokens = self.blocks(computed..self.transformer_blocks.len(), head, &embedding, input)?;
+        memory.keep((&tokens.picture - so_far)?);
+        self.finish(&tokens.picture, &embedding, input)
+    }
+
+    /// What the first block reads: tokens, and the vector of timestep and text.
+    fn start(&self, input: &Sd3Input<'_>) -> Result<(Tokens, Tensor)> {
+        let picture = self.embedded(input.sample)?;
         let embedding = self.time_text_embed.forward(input.timestep, input.pooled_projections)?;
-        let mut text = self.context_embedder.forward(input.encoder_hidden_states)?;
-        for (i, block) in self.transformer_blocks.iter().enumerate() {
+        let text = self.context_embedder.forward(input.encoder_hidden_states)?;
+        Ok((Tokens { picture, text }, embedding))
+    }
+
+    /// Some of the blocks, with what is added after each.
+    fn blocks(
+        &self,
+        range: Range<usize>,
+        Tokens { mut picture, mut text }: Tokens,
+        embedding: &Tensor,
+        input: &Sd3Input<'_>,
+    ) -> Result<Tokens> {
+        for i in range {
             if !input.skip_layers.contains(&i) {
                 let images = input.image_prompt.map(|prompt| prompt.of_block(i));
                 let seen = images.as_ref().map_or(Images::None, Images::Joint);
-                (picture, text) = block.forward_seeing(&picture, &text, &embedding, None, seen)?;
+                (picture, text) = self.transformer_blocks[i].forward_seeing(&picture, &text, embedding, None, seen)?;
             }
             if let Some(residual) = self.residual_after(i, input.block_residuals) {
                 picture = (picture + residual)?;
             }
         }
-        let tokens = self.proj_out.forward(&self.norm_out.forward(&picture, &embedding)?)?;
+        Ok(Tokens { picture, text })
+    }
+
+    /// The picture's tokens after all blocks to the prediction.
+    fn finish(&self, picture: &Tensor, embedding: &Tensor, input: &Sd3Input<'_>) -> Result<Tensor> {
+        let (_, _, height, width) = input.sample.dims4()?;
+        let size = self.config.patch_size;
+        let tokens = self.proj_out.forward(&self.norm_out.forward(picture, embedding)?)?;
         unpatchified(&tokens, (height / size, width / size), size)
     }
 

@@ -183,12 +183,24 @@ impl Pipeline {
     /// From now on skips most of the transformer in steps in which it would say little new. False when the pipeline
     /// has no transformer that can.
     pub fn reuse_steps(&mut self, rule: Option<Reuse>) -> bool {
-        let can = self.implementation.family == Family::Flux && self.parts.flux().is_ok();
+        let can = match self.implementation.family {
+            Family::Flux => self.parts.flux().is_ok(),
+            Family::StableDiffusion3 => true,
+            _ => false,
+        };
         if can || rule.is_none() {
             self.parts.reuse = rule;
             self.rescaled = None;
         }
         can
+    }
+
+    /// Threshold and polynomial of [`Reuse::Tea`] for this pipeline's transformer where a step names none.
+    pub fn tea_defaults(&self) -> (f64, [f64; 5]) {
+        match self.implementation.family {
+            Family::Flux => (0.6, Reuse::FLUX),
+            _ => (0.15, Reuse::UNFITTED),
+        }
     }
 
     /// One call: the arguments of the class, noise from `generators`, pictures (or latents) as artifacts.

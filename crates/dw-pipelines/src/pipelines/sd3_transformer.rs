@@ -1,11 +1,13 @@
 //! A Stable Diffusion 3 transformer with its conditioning: what every pipeline of the family does in a denoising step.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::{guidance::Guidance, latent_control::LatentControl, sd3_image_prompt::ImageConditioning};
 use crate::{
     Result,
-    models::{Sd3ImagePrompt, Sd3Input, Sd3Transformer2DModel},
+    models::{Memory, Sd3ImagePrompt, Sd3Input, Sd3Transformer2DModel},
 };
 
 /// Skip-layer guidance in a call.
@@ -41,12 +43,19 @@ pub(crate) struct ConditionedTransformer<'a> {
     pub(crate) control: Option<LatentControl<'a>>,
     /// What an IP-Adapter knows of pictures.
     pub(crate) image: Option<ImageConditioning<'a>>,
+    /// What is remembered of earlier steps where some of them are skipped.
+    pub(crate) memory: Option<Memory>,
 }
 
 impl ConditionedTransformer<'_> {
     /// The prediction for `latents`, `(batch, channels, height / 8, width / 8)`, of the same shape. `index` is the
-    /// place of `timestep` in the schedule.
-    pub(crate) fn predict(&self, latents: &Tensor, timestep: f64, index: usize) -> Result<Tensor> {
+    /// place of `timestep` in the schedule, of which `steps` are run.
+    pub(crate) fn predict(
+        &mut self,
+        latents: &Tensor,
+        timestep: f64,
+        (index, steps): (usize, &Range<usize>),
+    ) -> Result<Tensor> {
         let latents = self.doubled(latents)?;
         let sample = match &self.surrounding {
             Some(surrounding) => Tensor::cat(&[&latents, &self.doubled(surrounding)?], 1)?,
@@ -66,7 +75,12 @@ impl ConditionedTransformer<'_> {
             Some(control) => control.residuals(self.transformer, &Sd3Input { sample: &latents, ..input }, index)?,
             None => Vec::new(),
         };
-        let prediction = self.transformer.forward(&Sd3Input { block_residuals: &residuals, ..input })?;
+        let steered = Sd3Input { block_residuals: &residuals, ..input };
+        let is_edge = index == steps.start || index + 1 == steps.end;
+        let prediction = match &mut self.memory {
+            Some(memory) => self.transformer.forward_remembering(&steered, (memory, is_edge))?,
+            None => self.transformer.forward(&steered)?,
+        };
         let Some(guidance) = self.guidance else { return Ok(prediction) };
         let guided = guidance.combine(&prediction)?;
         match &self.skipped {

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use candle_core::Tensor;
 use dw_core::{
     arguments::{Arguments, ArtifactRef},
     artifact::Entry,
@@ -23,12 +24,14 @@ use super::{
     sd3_image_prompt::{ImagePromptInput, PicturePrompts},
     sd3_prompt::Prompts,
     sd3_transformer::{ConditionedTransformer, SkippedLayers},
+    step_cache,
     t5_prompt::SequenceLength,
     text_to_image::{Canvas, Generation, StartingNoise, check_generators, refuse},
     unet::{batch, picture_size, scale_factor, starting_noise},
 };
 use crate::{
     Error, Result,
+    models::Memory,
     request::Context,
     schedulers::{Scheduler, TimestepRequest},
 };
@@ -203,12 +206,27 @@ fn generate(
         control.map(|control| control.prepare(parts, size, rows, (is_guided, indices.len()))).transpose()?;
     let sigma = scheduler.init_noise_sigma();
     let latents = starting_noise(parts, arguments, (pictures, size), surroundings.generators, sigma)?;
-    Denoising { parts, call: &call, indices, scaling: Scaling::Shifted, upcast: false, kept: None }.run(
-        &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
+    let denoising = Denoising { parts, call: &call, indices, scaling: Scaling::Shifted, upcast: false, kept: None };
+    denoised(denoising, conditioned, latents, &mut *scheduler, surroundings)
+}
+
+/// Latents to pictures by this transformer; says what steps were skipped, where that is asked for.
+pub(crate) fn denoised(
+    denoising: Denoising<'_>,
+    mut conditioned: ConditionedTransformer<'_>,
+    latents: Tensor,
+    scheduler: &mut dyn Scheduler,
+    surroundings: Surroundings<'_>,
+) -> Result<Entry> {
+    let (steps, context) = (denoising.indices.clone(), surroundings.context);
+    let entry = denoising.run(
+        &mut |latents, timestep, index| conditioned.predict(latents, timestep, (index, &steps)),
         latents,
-        &mut *scheduler,
+        scheduler,
         surroundings,
-    )
+    )?;
+    step_cache::report(&conditioned.memory.iter().collect::<Vec<_>>(), context);
+    Ok(entry)
 }
 
 /// What every call of the family reads first.
@@ -298,7 +316,7 @@ pub(crate) fn condition<'a>(
     let is_guided = guidance_scale > 1.0;
     let image = ImagePromptInput::read(parts, arguments, is_guided)?;
     let (positive, negative) = prompts.encode(is_guided, context)?;
-    let rows = |pick: fn(&super::prompt::Embeddings) -> &candle_core::Tensor| {
+    let rows = |pick: fn(&super::prompt::Embeddings) -> &Tensor| {
         batch(negative.as_ref().map(pick), pick(&positive), transformer.dtype())
     };
     let conditioned = ConditionedTransformer {
@@ -310,6 +328,7 @@ pub(crate) fn condition<'a>(
         surrounding: None,
         control: None,
         image: image.map(|image| image.encode(positive.embeds.dim(0)?)).transpose()?.flatten(),
+        memory: parts.reuse.map(Memory::new),
     };
     stage_finished(context, "encode prompt", started);
     Ok(conditioned)

@@ -13,7 +13,7 @@ use super::{
     flow::first_index,
     image_to_image::{Encoding, StartPictures, clean_latents, noisy_latents},
     sd3_prompt::Prompts,
-    stable_diffusion_3::{Call, condition, groups, refuse_other_inputs, schedule},
+    stable_diffusion_3::{Call, condition, denoised, groups, refuse_other_inputs, schedule},
     text_to_image::{Canvas, check_generators},
 };
 use crate::Result;
@@ -68,10 +68,6 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let clean = clean_latents(parts, &start, pictures, ENCODING, surroundings.generators)?;
     let latents = noisy_latents(&clean, &*scheduler, first, surroundings.generators)?;
     let indices = first..scheduler.timesteps().len();
-    Denoising { parts, call: &call, indices, scaling: Scaling::Shifted, upcast: false, kept: None }.run(
-        &mut |latents, timestep, index| conditioned.predict(latents, timestep, index),
-        latents,
-        &mut *scheduler,
-        surroundings,
-    )
+    let denoising = Denoising { parts, call: &call, indices, scaling: Scaling::Shifted, upcast: false, kept: None };
+    denoised(denoising, conditioned, latents, &mut *scheduler, surroundings)
 }

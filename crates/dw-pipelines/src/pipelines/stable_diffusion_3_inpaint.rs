@@ -9,12 +9,11 @@ use super::{
     call::{Denoising, Surroundings, steps},
     components::Parts,
     decode::Scaling,
-    denoise::Predict,
     flow::first_index,
     image_to_image::{Encoding, StartPictures},
     inpaint::{Beginning, MaskArguments, Opening, Repaint},
     sd3_prompt::Prompts,
-    stable_diffusion_3::{Call, condition, groups, schedule},
+    stable_diffusion_3::{Call, condition, denoised, groups, schedule},
     stable_diffusion_3_img2img::{DEFAULTS, ENCODING, Strength},
     text_to_image::{StartingNoise, check_generators},
     unet::given_noise,
@@ -58,8 +57,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let Opening { latents, kept, surrounding } = repaint.open(parts, pictures, beginning, surroundings.generators)?;
     conditioned.surrounding = surrounding;
     let indices = first..scheduler.timesteps().len();
-    let predict: Predict<'_> = &mut |latents, timestep, index| conditioned.predict(latents, timestep, index);
     // The reference does not undo the shift here, unlike in its other pipelines of the family.
     let denoising = Denoising { parts, call: &call, indices, scaling: Scaling::Factor, upcast: false, kept };
-    Ok(repaint.paste_back(denoising.run(predict, latents, &mut *scheduler, surroundings)?))
+    Ok(repaint.paste_back(denoised(denoising, conditioned, latents, &mut *scheduler, surroundings)?))
 }

@@ -18,6 +18,7 @@ mod simd;
 mod softmax;
 #[cfg(test)]
 mod testing;
+mod threads;
 
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::attention;
@@ -26,3 +27,4 @@ pub use decode::tensor_from_bytes;
 pub use low_rank::{ThinProduct, add_products};
 pub use norm::group_norm;
 pub use softmax::softmax;
+pub use threads::start_threads;

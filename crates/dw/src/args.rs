@@ -113,6 +113,13 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
 }
 
+impl Command {
+    /// Whether this process itself makes pictures or weights; the prompt leaves that to its worker.
+    pub(crate) fn computes(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Rerun(_) | Self::Bench(_) | Self::Quantize(_) | Self::Worker(_))
+    }
+}
+
 /// How a run computes, shared by `run`, `rerun`, `repl` and `bench`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ComputeArgs {

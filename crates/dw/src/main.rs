@@ -22,7 +22,15 @@ use clap::Parser;
 use crate::{args::Cli, error::CliError, error::Exit, session::Session};
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    if cli.command.computes() {
+        // SAFETY: the process has one thread yet.
+        #[allow(unsafe_code)]
+        unsafe {
+            dw_engine::start_threads()
+        };
+    }
+    match run(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
             if let Some(message) = error.message() {

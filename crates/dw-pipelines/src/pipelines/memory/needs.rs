@@ -27,6 +27,8 @@ const VAE_MAPS: f64 = 3.5;
 const TRANSFORMER_ROWS: f64 = 24.0;
 /// The same for a text encoder.
 const ENCODER_ROWS: f64 = 32.0;
+/// Height and width in latents of the pictures that Flux was trained on, which its configuration does not say.
+const FLUX_SAMPLE_SIZE: u64 = 128;
 /// Tokens of the longest prompt.
 const TEXT_TOKENS: u64 = 512;
 /// Bytes of an activation: layers compute in f32 where it matters.
@@ -130,12 +132,15 @@ impl Call {
     /// The size of the call, or the one that the model was made for: `denoiser` and `vae` are their configurations.
     pub(crate) fn new(asked: CallSize, tiling: Option<TilingRequest>, denoiser: &Value, vae: &Value) -> Self {
         let scale = list(vae, "block_out_channels").map_or(8, |channels| 1 << channels.len().saturating_sub(1));
-        let side = number(denoiser, "sample_size").unwrap_or(64) as usize * scale;
+        // Flux takes the guidance scale as an input, and predicts without the prompt in a pass of its own.
+        let is_flux = denoiser.get("guidance_embeds").is_some();
+        let usual = if is_flux { FLUX_SAMPLE_SIZE } else { 64 };
+        let side = number(denoiser, "sample_size").unwrap_or(usual) as usize * scale;
         let trained = number(vae, "sample_size").unwrap_or(512) as usize;
         Self {
             height: asked.height.unwrap_or(side),
             width: asked.width.unwrap_or(side),
-            rows: asked.pictures.max(1) * if asked.is_guided { 2 } else { 1 },
+            rows: asked.pictures.max(1) * if asked.is_guided && !is_flux { 2 } else { 1 },
             tile: tiling.and_then(|tiling| tiling.sample).unwrap_or(trained),
             scale,
         }
@@ -214,6 +219,9 @@ pub(super) mod tests {
             (json!({"sample_size": 128}), json!({"block_out_channels": [1, 2, 3, 4], "sample_size": 1024}));
         let call = Call::new(CallSize::default(), None, &unet, &vae);
         assert_eq!((call.height, call.width, call.rows, call.tile), (1024, 1024, 2, 1024));
+        let flux = json!({"guidance_embeds": false});
+        let call = Call::new(CallSize::default(), None, &flux, &vae);
+        assert_eq!((call.height, call.rows), (1024, 1), "one pass after the other");
         let asked = CallSize { width: Some(512), pictures: 3, is_guided: false, ..CallSize::default() };
         let call = Call::new(asked, Some(TilingRequest { sample: Some(256), overlap: None }), &unet, &vae);
         assert_eq!((call.height, call.width, call.rows, call.tile), (1024, 512, 3, 256));

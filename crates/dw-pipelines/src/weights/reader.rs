@@ -127,6 +127,8 @@ impl Job<'_> {
         };
         let dtype = if self.places.iter().any(is_quantized) { None } else { Some(target.dtype) };
         let stored = files.read(self.name, self.tensor, dtype)?;
+        // The file does not stay in memory beside what was read of it.
+        files.forget(self.tensor);
         let settle = |(name, change): &(String, Change)| Ok((name.clone(), settle(&stored, name, *change, target)?));
         self.places.iter().map(settle).collect()
     }

@@ -20,6 +20,7 @@ use dw_core::{
 use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, ComponentSummary},
+    release_freed_memory,
 };
 use serde_json::{Map, Value};
 
@@ -199,7 +200,7 @@ impl Engine {
         {
             self.cache.disown(&gone);
         }
-        self.cache.make_room(0);
+        self.tidy();
         if let Some(message) = self.probe.settle(result.is_ok()) {
             events.emit(Event::Warning { message });
         }
@@ -218,15 +219,23 @@ impl Engine {
     ) -> Result<Vec<ComponentSummary>, EngineError> {
         self.cache.set_budget(self.probe.budget_now());
         let loaded = run::load(self, planned, events, cancel);
-        self.cache.make_room(0);
+        self.tidy();
         loaded
+    }
+
+    /// Leaves nothing in memory beyond what the cache may keep.
+    fn tidy(&mut self) {
+        self.cache.make_room(0);
+        release_freed_memory();
     }
 
     /// Gives up the components that came with a model, named as workflows name it; how many there were. What a run
     /// holds stays until it ends.
     pub fn unload(&mut self, model: &str) -> usize {
         let keys = self.models.remove(model.trim()).unwrap_or_default();
-        keys.iter().filter(|key| self.cache.release(key)).count()
+        let count = keys.iter().filter(|key| self.cache.release(key)).count();
+        release_freed_memory();
+        count
     }
 
     /// Whether this engine has run a workflow before.
@@ -249,6 +258,7 @@ impl Engine {
         self.cache.clear();
         self.known = KnownWorkflows::default();
         self.models.clear();
+        release_freed_memory();
     }
 }
 

@@ -24,7 +24,7 @@ pub mod worker;
 mod workflows;
 
 pub use builtin::{names as builtin_workflow_names, workflow as builtin_workflow};
-pub use dw_pipelines::{Error as QuantizeError, quant::Format, start_threads, weights::Written};
+pub use dw_pipelines::{Error as QuantizeError, keep_freed_memory, quant::Format, start_threads, weights::Written};
 pub use engine::{Engine, EngineConfig, PlannedRun, Previews, RunRequest, Source, Summary, check};
 pub use error::EngineError;
 pub use latent_preview::LatentPreview;

@@ -7,6 +7,7 @@
 //! number of threads. Knows tensors only: no model, no weight file, no layer.
 
 mod activation;
+mod allocator;
 mod attention;
 mod conv;
 mod decode;
@@ -21,6 +22,7 @@ mod testing;
 mod threads;
 
 pub use activation::{gelu_erf, gelu_tanh, silu};
+pub use allocator::{keep_freed_memory, release_freed_memory};
 pub use attention::attention;
 pub use conv::{ConvWeights, conv2d};
 pub use decode::tensor_from_bytes;

@@ -19,5 +19,5 @@ pub mod schedulers;
 pub mod text;
 pub mod weights;
 
-pub use dw_kernels::start_threads;
+pub use dw_kernels::{keep_freed_memory, release_freed_memory, start_threads};
 pub use error::{Error, Result};

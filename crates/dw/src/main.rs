@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         unsafe {
             dw_engine::start_threads()
         };
+        dw_engine::keep_freed_memory();
     }
     match run(cli) {
         Ok(exit) => exit.into(),

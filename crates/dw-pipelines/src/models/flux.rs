@@ -136,15 +136,15 @@ pub struct FluxResiduals {
 impl FluxResiduals {
     /// The sum with those of another net, for as many blocks as both nets have something; all that one has for a kind
     /// of blocks for which the other has nothing.
-    pub fn add(self, other: Self) -> Result<Self> {
-        let sum = |own: Vec<Tensor>, other: Vec<Tensor>| match (own.is_empty(), other.is_empty()) {
-            (_, true) => Ok(own),
-            (true, false) => Ok(other),
-            (false, false) => own.iter().zip(&other).map(|(own, other)| Ok((own + other)?)).collect::<Result<_>>(),
+    pub fn add(&self, other: &Self) -> Result<Self> {
+        let sum = |own: &[Tensor], other: &[Tensor]| match (own.is_empty(), other.is_empty()) {
+            (_, true) => Ok(own.to_vec()),
+            (true, false) => Ok(other.to_vec()),
+            (false, false) => own.iter().zip(other).map(|(own, other)| Ok((own + other)?)).collect::<Result<_>>(),
         };
         Ok(Self {
-            blocks: sum(self.blocks, other.blocks)?,
-            single_blocks: sum(self.single_blocks, other.single_blocks)?,
+            blocks: sum(&self.blocks, &other.blocks)?,
+            single_blocks: sum(&self.single_blocks, &other.single_blocks)?,
             is_repeated: self.is_repeated,
         })
     }

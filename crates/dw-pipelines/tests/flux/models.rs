@@ -100,7 +100,7 @@ fn residuals_of_several_nets_are_added_as_far_as_both_go() {
         single_blocks: single_blocks.iter().map(number).collect(),
         is_repeated: false,
     };
-    let sum = residuals(&[1.0, 2.0], &[3.0]).add(residuals(&[10.0], &[])).expect("numbers");
+    let sum = residuals(&[1.0, 2.0], &[3.0]).add(&residuals(&[10.0], &[])).expect("numbers");
     let values = |list: &[Tensor]| list.iter().map(|x| x.to_scalar::<f32>().expect("a number")).collect::<Vec<_>>();
     assert_eq!((values(&sum.blocks), values(&sum.single_blocks)), (vec![11.0], vec![3.0]));
 }

@@ -89,18 +89,19 @@ pub fn check(file: &AdapterFile, denoiser: Denoiser) -> Result<()> {
 }
 
 fn check_holds_lora(file: &AdapterFile, names: &[String]) -> Result<()> {
-    // Models have norms that a control LoRA would replace, too.
-    let of_lora = |name: &String| keys::parse(name).is_some_and(|key| key.part != Part::Replacement);
-    let of_norm = |name: &String| keys::parse(name).is_some_and(|key| key.part == Part::Replacement);
-    if !names.iter().any(of_lora) && !(names.iter().all(of_norm) && !names.is_empty()) {
-        return Err(file.bad(match names {
-            [] => "holds no tensor; fetch the file again".into(),
-            names => {
-                format!("holds no LoRA (its tensors are {}); correct `model_name` or `weight_name`", first_names(names))
-            }
-        }));
+    let parts: Vec<Option<Part>> = names.iter().map(|name| keys::parse(name).map(|key| key.part)).collect();
+    let changes = parts.iter().any(|part| part.is_some_and(|part| part != Part::Replacement));
+    // Whole models have norms that a control LoRA would replace, too; norms alone are a change.
+    let replaces = !parts.is_empty() && parts.iter().all(Option::is_some);
+    if changes || replaces {
+        return Ok(());
     }
-    Ok(())
+    Err(file.bad(match names {
+        [] => "holds no tensor; fetch the file again".into(),
+        names => {
+            format!("holds no LoRA (its tensors are {}); correct `model_name` or `weight_name`", first_names(names))
+        }
+    }))
 }
 
 impl Lora {

@@ -207,7 +207,7 @@ impl Control<'_> {
                 residuals.blocks.truncate(self.blocks);
                 residuals.single_blocks.truncate(self.single_blocks);
                 sum = Some(match sum {
-                    Some(sum) => sum.add(residuals)?,
+                    Some(sum) => sum.add(&residuals)?,
                     None => residuals,
                 });
             }

@@ -7,7 +7,8 @@ import hashlib, itertools, math, re, tempfile
 import numpy as np
 import torch
 from diffusers import (AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxControlNetPipeline, FluxImg2ImgPipeline,
-                       FluxInpaintPipeline, FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel)
+                       FluxInpaintPipeline, FluxKontextPipeline, FluxMultiControlNetModel, FluxPipeline, FluxTransformer2DModel,
+                       UniPCMultistepScheduler)
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from PIL import Image
 from safetensors.torch import save_file
@@ -137,3 +138,22 @@ with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
     ):
         pipe.set_progress_bar_config(disable=True)
         show(f"image prompt {name}", run(pipe, ip_adapter_image=shown, **more))
+
+# ControlNets that read pixels, nets of several depths, and a scheduler that could lay the flow out itself.
+with torch.no_grad():
+    pixels = filled(FluxControlNetModel(**dict(TRANSFORMER, num_single_layers=1, patch_size=2, conditioning_embedding_channels=16)), "flux/hints")
+    out = pixels(**inputs, controlnet_cond=drawn("input/hint", (1, 3, 32, 48)), conditioning_scale=0.6)
+    show("last block of pixels", out.controlnet_block_samples[1])
+    transformer = filled(FluxTransformer2DModel(**TRANSFORMER), "flux/dev")
+    shallow = filled(FluxControlNetModel(**dict(TRANSFORMER, num_layers=1, num_single_layers=0)), "flux/shallow")
+    nets = FluxControlNetPipeline(scheduler, vae, None, None, None, None, transformer, FluxMultiControlNetModel([net, shallow]))
+    pixel = FluxControlNetPipeline(scheduler, vae, None, None, None, None, transformer, pixels)
+    flow = UniPCMultistepScheduler.from_config(scheduler.config, use_flow_sigmas=True, prediction_type="flow_prediction")
+    own = FluxControlNetPipeline(flow, vae, None, None, None, None, transformer, net)
+    for name, pipe, more in (
+        ("two nets", nets, dict(control_image=[picture(80, 64), picture(40, 64)], controlnet_conditioning_scale=[0.7, 0.5])),
+        ("net of pixels", pixel, dict(control_image=picture(70, 50), controlnet_conditioning_scale=0.7)),
+        ("net and even noise levels", own, dict(control_image=picture(80, 64))),
+    ):
+        pipe.set_progress_bar_config(disable=True)
+        show(name, run(pipe, **more))

@@ -194,6 +194,18 @@ fn check_configuration(report: &mut Report, configuration: &PipelineConfiguratio
     }
     if let Some(threshold) = configuration.cache.as_ref().and_then(|cache| cache.threshold.as_ref()) {
         check_number(report, threshold, &format!("{pointer}/cache/threshold"), "threshold");
+        check_not_negative(report, threshold.number(), &pointer, "cache/threshold");
+    }
+    let tea = configuration.teacache.as_ref().and_then(|tea| tea.rel_l1_thresh);
+    check_not_negative(report, tea, &pointer, "teacache/rel_l1_thresh");
+}
+
+/// How much may change cannot be less than nothing.
+fn check_not_negative(report: &mut Report, number: Option<f64>, pointer: &str, key: &str) {
+    if let Some(number) = number.filter(|number| *number < 0.0) {
+        let name = key.rsplit('/').next().unwrap_or(key);
+        let message = format!("`{name}` must be at least 0, found `{number}`");
+        report.error("wrong-value", &format!("{pointer}/{key}"), message);
     }
 }
 

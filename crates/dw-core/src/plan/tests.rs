@@ -491,6 +491,14 @@ fn models_files_types_and_schedulers_are_checked() {
     let configurations = [
         (json!({"cache": {"type": "faster"}, "teacache": {}}), "conflict /steps/0/pipeline/configuration/teacache"),
         (
+            json!({"cache": {"type": "first_block", "threshold": -0.1}}),
+            "wrong-value /steps/0/pipeline/configuration/cache/threshold: `threshold` must be at least 0",
+        ),
+        (
+            json!({"teacache": {"rel_l1_thresh": -1}}),
+            "wrong-value /steps/0/pipeline/configuration/teacache/rel_l1_thresh",
+        ),
+        (
             json!({"exclude_from_cpu_offload": ["vae"]}),
             "conflict /steps/0/pipeline/configuration/exclude_from_cpu_offload",
         ),

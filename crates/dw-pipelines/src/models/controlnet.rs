@@ -4,7 +4,7 @@
 //!
 //! Owns one evaluation. When a ControlNet acts, and on which half of the batch, belongs to the pipelines.
 
-mod condition;
+pub(super) mod condition;
 mod union;
 
 use candle_core::{DType, Device, Tensor};

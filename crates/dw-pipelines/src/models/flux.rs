@@ -133,6 +133,33 @@ pub struct FluxResiduals {
     pub is_repeated: bool,
 }
 
+impl FluxResiduals {
+    /// The sum with those of another net, for as many blocks as both nets have something; all that one has for a kind
+    /// of blocks for which the other has nothing.
+    pub fn add(&self, other: &Self) -> Result<Self> {
+        let sum = |own: &[Tensor], other: &[Tensor]| match (own.is_empty(), other.is_empty()) {
+            (_, true) => Ok(own.to_vec()),
+            (true, false) => Ok(other.to_vec()),
+            (false, false) => own.iter().zip(other).map(|(own, other)| Ok((own + other)?)).collect::<Result<_>>(),
+        };
+        Ok(Self {
+            blocks: sum(&self.blocks, &other.blocks)?,
+            single_blocks: sum(&self.single_blocks, &other.single_blocks)?,
+            is_repeated: self.is_repeated,
+        })
+    }
+}
+
+/// Squares of `side` x `side` values as tokens, row by row: `(batch, channels, height, width)` to
+/// `(batch, height / side * width / side, channels * side * side)`.
+pub fn packed(picture: &Tensor, side: usize) -> Result<Tensor> {
+    let (batch, channels, height, width) = picture.dims4()?;
+    let (rows, columns) = (height / side, width / side);
+    let squares = picture.reshape(&[batch, channels, rows, side, columns, side][..])?;
+    let tokens = squares.permute(vec![0, 2, 4, 1, 3, 5])?;
+    Ok(tokens.reshape((batch, rows * columns, channels * side * side))?)
+}
+
 /// What comes before the blocks.
 struct Stem {
     x_embedder: Linear,
@@ -228,9 +255,8 @@ impl FluxTransformer2DModel {
         &self.device
     }
 
-    /// The prediction for each token, `(batch, tokens, predicted_channels)`. `residuals` has an entry for each
-    /// ControlNet.
-    pub fn forward(&self, input: &FluxInput<'_>, residuals: &[FluxResiduals]) -> Result<Tensor> {
+    /// The prediction for each token, `(batch, tokens, predicted_channels)`. `residuals` are those of ControlNets.
+    pub fn forward(&self, input: &FluxInput<'_>, residuals: Option<&FluxResiduals>) -> Result<Tensor> {
         let (tokens, embedding) = self.stem.forward(input)?;
         let picture =
             self.blocks.forward(tokens, &embedding, input.rotary, Additions { residuals, images: input.images })?;
@@ -241,7 +267,7 @@ impl FluxTransformer2DModel {
     pub fn forward_remembering(
         &self,
         input: &FluxInput<'_>,
-        residuals: &[FluxResiduals],
+        residuals: Option<&FluxResiduals>,
         (memory, is_edge): (&mut Memory, bool),
     ) -> Result<Tensor> {
         let (tokens, embedding) = self.stem.forward(input)?;

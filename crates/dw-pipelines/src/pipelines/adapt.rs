@@ -47,7 +47,11 @@ impl Adapters {
     /// Finds the files that `request` names. Textual inversions are read, LoRA files are looked into.
     pub(crate) fn find(request: &PipelineRequest, denoiser: Denoiser, hub: &Hub, context: Context<'_>) -> Result<Self> {
         let mut loras = Vec::new();
-        for lora in &request.loras {
+        for (i, lora) in request.loras.iter().enumerate() {
+            if request.loras[..i].iter().any(|other| other.adapter_name == lora.adapter_name) {
+                let reason = format!("has the `adapter_name` `{}` twice; give each LoRA its own", lora.adapter_name);
+                return Err(Error::Argument { name: "loras".into(), reason });
+            }
             if !lora.scale.is_finite() {
                 let reason =
                     format!("scale of `{}` must be a finite number, found `{}`", lora.adapter_name, lora.scale);

@@ -171,11 +171,6 @@ impl From<f64> for Numbers {
 }
 
 impl Numbers {
-    /// How many numbers there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// `count` numbers: the list, or the one number for each.
     pub(crate) fn for_each(&self, name: &str, count: usize, of: &str) -> Result<Vec<f64>> {
         match self.0.as_slice() {
@@ -186,16 +181,6 @@ impl Numbers {
                 reason: format!("has {} numbers for {count} {of}; give one number, or one for each", list.len()),
             }),
         }
-    }
-
-    /// `count` numbers, one of its own for each.
-    pub(crate) fn exactly(&self, name: &str, count: usize, of: &str) -> Result<Vec<f64>> {
-        if self.0.len() == count {
-            return Ok(self.0.clone());
-        }
-        let found = self.0.len();
-        let reason = format!("has {found} number(s) for {count} {of}; give one for each");
-        Err(Error::Argument { name: name.into(), reason })
     }
 }
 
@@ -227,6 +212,73 @@ impl JsonSchema for Numbers {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "anyOf": [{ "type": "number" }, { "type": "array", "items": { "type": "number" }, "minItems": 1 }] })
+    }
+}
+
+/// A whole number for all, or one for each; `null` in a list where one has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modes(Vec<Option<usize>>);
+
+impl Modes {
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// `count` entries: the list, or the one entry for each.
+    pub(crate) fn for_each(&self, name: &str, count: usize, of: &str) -> Result<Vec<Option<usize>>> {
+        match self.0.as_slice() {
+            [mode] => Ok(vec![*mode; count]),
+            _ => self.exactly(name, count, of),
+        }
+    }
+
+    /// `count` entries, one of its own for each.
+    pub(crate) fn exactly(&self, name: &str, count: usize, of: &str) -> Result<Vec<Option<usize>>> {
+        if self.0.len() == count {
+            return Ok(self.0.clone());
+        }
+        let reason = format!("has {} number(s) for {count} {of}; give one for each", self.0.len());
+        Err(Error::Argument { name: name.into(), reason })
+    }
+}
+
+impl<'de> Deserialize<'de> for Modes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let mode = |item: &Value| if item.is_null() { Some(None) } else { whole_number(item).map(Some) };
+        let modes = match &value {
+            Value::Array(items) if items.is_empty() => None,
+            Value::Array(items) => items.iter().map(mode).collect(),
+            one => whole_number(one).map(|mode| vec![Some(mode)]),
+        };
+        modes.map(Self).ok_or_else(|| {
+            D::Error::custom(format!("must be a whole number of at least 0, or a list of them, found `{value}`"))
+        })
+    }
+}
+
+impl Serialize for Modes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [Some(mode)] => mode.serialize(serializer),
+            modes => modes.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Modes {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Modes".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "integer", "minimum": 0 },
+                { "type": "array", "items": { "type": ["integer", "null"], "minimum": 0 }, "minItems": 1 }
+            ]
+        })
     }
 }
 
@@ -317,4 +369,22 @@ pub(crate) fn optional_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Re
     let numbers = value.as_array().filter(|items| !items.is_empty());
     let numbers = numbers.and_then(|items| items.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
     numbers.map(Some).ok_or_else(|| D::Error::custom(format!("must be a list of numbers, found `{value}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn modes_are_whole_numbers_of_which_a_list_may_leave_some_out() {
+        let read = |value: Value| serde_json::from_value::<Modes>(value).map_err(|error| error.to_string());
+        assert_eq!(read(json!([2, null])).expect("valid").for_each("m", 2, "nets").ok(), Some(vec![Some(2), None]));
+        assert_eq!(read(json!(1.0)).expect("valid").for_each("m", 3, "nets").ok(), Some(vec![Some(1); 3]));
+        assert!(read(json!(1)).expect("valid").exactly("m", 2, "nets").is_err());
+        for wrong in [json!(-1), json!(0.5), json!([]), json!(["2"])] {
+            assert!(read(wrong).expect_err("refused").contains("whole number"));
+        }
+    }
 }

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    arguments::{Numbers, group},
+    arguments::{Modes, Numbers, group},
     components::{ControlModel, Parts},
     fit::{Fit, own_size},
     image_to_image::{Pictures, pictures},
@@ -79,7 +79,7 @@ pub(crate) struct ControlPictures {
 pub(crate) struct ControlModes {
     /// What each control picture shows, as a number that the union ControlNet knows (its documentation lists them);
     /// one, or a list with one for each picture.
-    pub(crate) control_mode: Option<Numbers>,
+    pub(crate) control_mode: Option<Modes>,
 }
 
 /// How strongly and when a picture acts.
@@ -279,13 +279,8 @@ pub(crate) fn kinds(arguments: &Arguments, count: usize) -> Result<Vec<usize>> {
         return Err(refuse(name, "is missing; say with a number what each control picture shows"));
     };
     let modes = modes.exactly(name, count, "control picture(s)")?;
-    let whole = |mode: f64| {
-        let is_whole = mode.fract() == 0.0 && (0.0..1e6).contains(&mode);
-        is_whole.then_some(mode as usize).ok_or_else(|| {
-            refuse(name, format!("must be a whole number of at least 0 for each picture, found `{mode}`"))
-        })
-    };
-    modes.into_iter().map(whole).collect()
+    let known = |mode: Option<usize>| mode.ok_or_else(|| refuse(name, "has a `null`; each picture needs a number"));
+    modes.into_iter().map(known).collect()
 }
 
 /// The ControlNets of a call, with their pictures at its size.

@@ -22,6 +22,7 @@ use candle_core::Tensor;
 use dw_core::{
     arguments::{Arguments, ArtifactRef},
     artifact::Entry,
+    event::Event,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -45,8 +46,8 @@ use super::{
     image_to_image::Encoding,
     step_cache,
     t5_prompt::SequenceLength,
-    text_to_image::{Canvas, Generation, check_generators, refuse},
-    unet::{scale_factor, side_multiple},
+    text_to_image::{Generation, check_generators, refuse},
+    unet::scale_factor,
 };
 use crate::{
     Error, Result,
@@ -121,11 +122,11 @@ impl Default for NegativePrompts {
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Sides {
-    /// Height in pixels, a multiple of 16; 1024 when not given.
+    /// Height in pixels, cut down to a multiple of 16; 1024 when not given.
     #[serde(deserialize_with = "optional_positive")]
     #[schemars(range(min = 1))]
     pub(crate) height: Option<usize>,
-    /// Width in pixels, a multiple of 16; 1024 when not given.
+    /// Width in pixels, cut down to a multiple of 16; 1024 when not given.
     #[serde(deserialize_with = "optional_positive")]
     #[schemars(range(min = 1))]
     pub(crate) width: Option<usize>,
@@ -177,9 +178,10 @@ pub(crate) fn schema() -> Value {
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
     let arguments = &with_class_defaults(arguments, &[]);
-    check_inputs(parts, Inputs::Latents)?;
-    let call = Call::new(parts, arguments, size(parts, arguments)?, surroundings.generators)?;
-    let mut scheduler = call.scheduler()?;
+    check_inputs(parts)?;
+    let size = size(parts, arguments, surroundings.context)?;
+    let call = Call::new(parts, arguments, size, surroundings.generators)?;
+    let mut scheduler = call.scheduler_with_own_flow(surroundings.context)?;
     let conditioned = call.conditioned(surroundings.context)?;
     let latents = call.noise(&*scheduler, surroundings.generators)?;
     let indices = 0..scheduler.timesteps().len();
@@ -198,16 +200,24 @@ enum Inputs {
 }
 
 impl Inputs {
-    /// What the transformer of `parts` reads; none when it is nothing known.
-    fn of(parts: &Parts) -> Result<Option<Self>> {
-        let denoiser = parts.denoiser()?;
-        let (read, latents, scale) = (denoiser.in_channels, denoiser.channels, scale_factor(parts));
-        Ok(match read {
+    /// What a class gives its transformer.
+    fn of_class(class: &str) -> Self {
+        match class {
+            "FluxControlPipeline" => Self::Control,
+            "FluxFillPipeline" => Self::Fill,
+            _ => Self::Latents,
+        }
+    }
+
+    /// What a transformer reads that takes `read` channels for `latents` of latents, each of which stands for
+    /// `scale` x `scale` pixels; none when it is nothing known.
+    fn of_channels((read, latents): (usize, usize), scale: usize) -> Option<Self> {
+        match read {
             _ if read == latents => Some(Self::Latents),
             _ if read == 2 * latents => Some(Self::Control),
             _ if read == 2 * latents + scale * scale => Some(Self::Fill),
             _ => None,
-        })
+        }
     }
 
     fn classes(self) -> &'static str {
@@ -219,25 +229,52 @@ impl Inputs {
     }
 }
 
-/// Refuses transformers that read something else than this class gives them.
-fn check_inputs(parts: &Parts, wanted: Inputs) -> Result<()> {
-    let found = Inputs::of(parts)?;
-    if found == Some(wanted) {
+/// Refuses a transformer that reads something else than the class gives it; the sizes are those of
+/// [`Inputs::of_channels`].
+pub(super) fn check_class(class: &str, (read, latents): (usize, usize), scale: usize) -> Result<()> {
+    let found = Inputs::of_channels((read, latents), scale);
+    if found == Some(Inputs::of_class(class)) {
         return Ok(());
     }
-    let denoiser = parts.denoiser()?;
     let use_instead = found.map_or("another model", Inputs::classes);
     Err(Error::Unsupported(format!(
-        "this model's transformer reads {} channels for {} of latents, which is not what `{}` gives it; use {use_instead}",
-        denoiser.in_channels, denoiser.channels, parts.class
+        "this model's transformer reads {read} channels for {latents} of latents, which is not what `{class}` gives it; \
+         use {use_instead}"
     )))
 }
 
-/// Height and width in pixels that a call names, or the usual ones.
-fn size(parts: &Parts, arguments: &Arguments) -> Result<(usize, usize)> {
+/// The same with the components at hand; a control LoRA changes what the transformer reads.
+fn check_inputs(parts: &Parts) -> Result<()> {
+    let denoiser = parts.denoiser()?;
+    check_class(parts.class, (denoiser.in_channels, denoiser.channels), scale_factor(parts))
+}
+
+/// Height and width of a token in pixels.
+fn token_side(parts: &Parts) -> Result<usize> {
+    Ok(scale_factor(parts) * parts.denoiser()?.patch)
+}
+
+/// Height and width in pixels that a call names, or the usual ones, cut down to whole tokens.
+fn size(parts: &Parts, arguments: &Arguments, context: Context<'_>) -> Result<(usize, usize)> {
     let Sides { height, width } = group(arguments)?;
-    let usual = USUAL_SIDE * scale_factor(parts);
-    Canvas { height, width }.size((usual, usual), side_multiple(parts))
+    let (usual, side) = (USUAL_SIDE * scale_factor(parts), token_side(parts)?);
+    let whole = |name: &str, asked: Option<usize>| match asked.unwrap_or(usual) / side * side {
+        0 => Err(refuse(name, format!("must be at least {side}, found `{}`", asked.unwrap_or(usual)))),
+        whole => Ok(whole),
+    };
+    let size = (whole("height", height)?, whole("width", width)?);
+    tell_change((height, width), size, &format!("sides of this model are multiples of {side}"), context);
+    Ok(size)
+}
+
+/// Says that pictures do not get the height and width that were asked for, and `why`.
+fn tell_change(asked: (Option<usize>, Option<usize>), size: (usize, usize), why: &str, context: Context<'_>) {
+    let (height, width) = (asked.0.unwrap_or(size.0), asked.1.unwrap_or(size.1));
+    if (height, width) != size {
+        let (rows, columns) = size;
+        let message = format!("pictures get `{columns} x {rows}` pixels instead of `{width} x {height}`: {why}");
+        context.events.emit(Event::Warning { message });
+    }
 }
 
 /// A call as every class of the family begins it.
@@ -251,6 +288,8 @@ struct Call<'a> {
     images: Option<ImagePromptInputs<'a>>,
     /// Height and width in pixels.
     size: (usize, usize),
+    /// Height and width of a token in pixels.
+    token_side: usize,
 }
 
 impl<'a> Call<'a> {
@@ -274,7 +313,8 @@ impl<'a> Call<'a> {
         check_decoder(parts, &generation)?;
         let prompts = Prompts::new(parts, &generation, (&given, &negative), arguments)?;
         let images = ImagePromptInputs::read(parts, arguments, &group(arguments)?)?;
-        let call = Self { parts, arguments, generation, guiding, prompts, images, size };
+        let token_side = token_side(parts)?;
+        let call = Self { parts, arguments, generation, guiding, prompts, images, size, token_side };
         check_generators(generators, call.pictures())?;
         Ok(call)
     }
@@ -286,24 +326,40 @@ impl<'a> Call<'a> {
 
     /// Rows and columns of tokens.
     fn tokens(&self) -> (usize, usize) {
-        let pixels = side_multiple(self.parts);
-        (self.size.0 / pixels, self.size.1 / pixels)
+        (self.size.0 / self.token_side, self.size.1 / self.token_side)
     }
 
-    /// The scheduler with its schedule, shifted for the size of the picture.
+    /// The scheduler with its schedule, shifted for the size of the picture: the noise levels that the call names, or
+    /// even ones.
     fn scheduler(&self) -> Result<Box<dyn Scheduler>> {
-        let mut scheduler = self.parts.scheduler.create()?;
-        check_flow(&*scheduler)?;
-        let config = scheduler.config_json();
-        let (rows, columns) = self.tokens();
-        let is_own_flow = config.get("use_flow_sigmas").and_then(Value::as_bool).unwrap_or(false);
+        let scheduler = self.parts.scheduler.create()?;
         let mut request = self.generation.timestep_request();
-        if is_own_flow {
-            request.sigmas = None;
-        } else if request.sigmas.is_none() && scheduler.accepts_sigmas() {
+        if request.sigmas.is_none() && scheduler.accepts_sigmas() {
             request.sigmas = Some(even_sigmas(request.steps));
         }
-        let mu = Some(shift_for(&config, rows * columns, MAX_SHIFT));
+        self.scheduled(scheduler, request)
+    }
+
+    /// The same with the noise levels of a scheduler that lays out flows itself (`use_flow_sigmas`). In the reference
+    /// text to image leaves them to it and no other class does.
+    fn scheduler_with_own_flow(&self, context: Context<'_>) -> Result<Box<dyn Scheduler>> {
+        let scheduler = self.parts.scheduler.create()?;
+        if scheduler.config_json().get("use_flow_sigmas").and_then(Value::as_bool) != Some(true) {
+            return self.scheduler();
+        }
+        let mut request = self.generation.timestep_request();
+        if request.sigmas.take().is_some() {
+            let message =
+                "`sigmas` is not looked at, because the scheduler makes its own (`use_flow_sigmas`)".to_owned();
+            context.events.emit(Event::Warning { message });
+        }
+        self.scheduled(scheduler, request)
+    }
+
+    fn scheduled(&self, mut scheduler: Box<dyn Scheduler>, request: TimestepRequest) -> Result<Box<dyn Scheduler>> {
+        check_flow(&*scheduler)?;
+        let (rows, columns) = self.tokens();
+        let mu = Some(shift_for(&scheduler.config_json(), rows * columns, MAX_SHIFT));
         set_timesteps(&mut *scheduler, &TimestepRequest { mu, ..request })?;
         Ok(scheduler)
     }

@@ -76,7 +76,7 @@ enum Masked {
 }
 
 /// The picture that is painted on, at the size of the call, which latents must have already.
-fn start(parts: &Parts, arguments: &Arguments, images: &StartPictures, fit: Fit) -> Result<Start> {
+pub(crate) fn start(parts: &Parts, arguments: &Arguments, images: &StartPictures, fit: Fit) -> Result<Start> {
     let handles = match images.given(arguments)? {
         Given::Pictures(pictures) => return Start::pixels(&pictures, fit, &parts.device),
         Given::Arrays(handles) => handles,

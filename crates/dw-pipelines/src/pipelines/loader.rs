@@ -136,6 +136,7 @@ pub(crate) fn load(
     context: Context<'_>,
 ) -> Result<Parts> {
     check_names(request, implementation)?;
+    check_loras(request, implementation)?;
     check_ip_adapters(request, implementation)?;
     let scheduler = match implementation.task {
         // Nothing is denoised.
@@ -201,6 +202,7 @@ pub(crate) fn fit(
     context: Context<'_>,
 ) -> Result<FitPlan> {
     check_names(request, implementation)?;
+    check_loras(request, implementation)?;
     check_ip_adapters(request, implementation)?;
     let found: Vec<Found> =
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
@@ -223,6 +225,17 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
         }
     }
     Ok(())
+}
+
+/// Refuses LoRAs where there is no denoiser that they could change.
+fn check_loras(request: &PipelineRequest, implementation: &Implementation) -> Result<()> {
+    if request.loras.is_empty() || implementation.task != Task::Prior {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "`{}` takes no LoRA; name it under `loras` of the step that makes the picture",
+        implementation.class
+    )))
 }
 
 /// Refuses IP-Adapters that the class does not take, before they are looked for.
@@ -352,7 +365,7 @@ impl Planner<'_> {
         self.check_variant(&origins)?;
         check_family(&origins)?;
         sd3_family::check(&origins)?;
-        flux_family::check(&origins)?;
+        flux_family::check((implementation.class, !self.request.loras.is_empty()), &origins)?;
         if let Some(planned) = self.own_image_encoder(implementation, found, &origins)? {
             origins.push((planned.name.clone(), Origin::Loaded(planned)));
         }

@@ -19,7 +19,10 @@ use dw_pipelines::{
     hub::Hub,
     models::{AutoencoderKl, FluxControlNetModel, FluxTransformer2DModel, Reuse},
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, MemoryRequest, ModelSource, PipelineRequest},
+    request::{
+        ComponentChoice, ComponentRequest, Context, LoraRequest, MemoryRequest, ModelSource, PipelineRequest,
+        SchedulerRequest,
+    },
     rng::{Generators, NoiseDialect},
 };
 use image::{DynamicImage, RgbImage};
@@ -84,24 +87,29 @@ impl Model {
 
     /// A ControlNet for text of `features` features, in a folder of the model's.
     pub(crate) fn controlnet(&self, features: usize) -> ComponentChoice {
+        ComponentChoice::Load(vec![self.net("flux/cn", &json!({ "joint_attention_dim": features }))])
+    }
+
+    /// The ControlNet of this tag with some settings `changed`, in a folder of the model's.
+    fn net(&self, tag: &str, changed: &Value) -> ComponentRequest {
         let mut settings = transformer_config();
         settings["_class_name"] = json!("FluxControlNetModel");
         settings["num_single_layers"] = json!(1);
-        settings["joint_attention_dim"] = json!(features);
-        let folder = self.0.join(format!("controlnet-{features}"));
+        settings.as_object_mut().expect("an object").extend(changed.as_object().expect("an object").clone());
+        let folder = self.0.join(format!("{}-{}", tag.replace('/', "-"), settings["joint_attention_dim"]));
         write(&folder.join("config.json"), &settings);
         let heard = Recorder::default();
         let settings = serde_json::from_value(settings).expect("a configuration");
-        FluxControlNetModel::new(&settings, heard.listening(tiny::weights("flux/cn"))).expect("it can be built");
+        FluxControlNetModel::new(&settings, heard.listening(tiny::weights(tag))).expect("it can be built");
         heard.write(&folder.join("diffusion_pytorch_model.safetensors"));
-        ComponentChoice::Load(vec![ComponentRequest {
+        ComponentRequest {
             class: "FluxControlNetModel".into(),
             source: ModelSource::Folder(folder),
             subfolder: None,
             variant: None,
             dtype: None,
             quantization: None,
-        }])
+        }
     }
 
     pub(crate) fn request(&self, class: &str) -> PipelineRequest {
@@ -233,8 +241,8 @@ fn bad_calls_say_what_is_wrong() {
     let model = Model::new("bad", 64);
     let mut pipeline = model.load("FluxPipeline");
     let wrong = |pipeline: &mut Pipeline, more: Value, artifacts| message(pipeline, &arguments(&more, artifacts));
-    let size = wrong(&mut pipeline, json!({ "height": 72 }), Vec::new());
-    assert!(size.contains("multiple of 16") && size.contains("`80`"), "{size}");
+    let size = wrong(&mut pipeline, json!({ "height": 15 }), Vec::new());
+    assert!(size.contains("`height`") && size.contains("at least 16"), "{size}");
     let narrow = wrong(&mut pipeline, json!({}), vec![("prompt_embeds", array(&input("prompt", &[1, 7, 32])))]);
     assert!(narrow.contains("prompt_embeds") && narrow.contains("64"), "{narrow}");
     let pooled = wrong(&mut pipeline, json!({ "pooled_prompt_embeds": null }), Vec::new());
@@ -248,14 +256,42 @@ fn bad_calls_say_what_is_wrong() {
 }
 
 #[test]
+fn sides_are_cut_down_to_whole_tokens_and_the_change_is_told() {
+    let model = Model::new("sides", 64);
+    let mut pipeline = model.load("FluxPipeline");
+    let plain = latents(&mut pipeline, json!({}), Vec::new());
+    let cut = arguments(&json!({ "height": 79, "width": 95, "output_type": "latent" }), Vec::new());
+    let (entry, told) = run_with_events(&mut pipeline, &cut).expect("a valid call");
+    let Some(Artifact::Array(array)) = entry.artifacts.first() else { panic!("no latents") };
+    assert_eq!((array.shape.as_slice(), plain.dims()), (&[1, 16, 8, 10][..], &[1, 16, 8, 10][..]));
+    assert!(told.len() == 1 && told[0].contains("`80 x 64` pixels instead of `95 x 79`"), "{told:?}");
+    // Kontext takes a shape from the sides.
+    let edit = arguments(&json!({ "max_area": 4096 }), Vec::new());
+    let (_, told) = run_with_events(&mut model.load("FluxKontextPipeline"), &edit).expect("a valid call");
+    assert!(told.len() == 1 && told[0].contains("`64 x 48`") && told[0].contains("`max_area`"), "{told:?}");
+}
+
+#[test]
+fn start_pictures_of_several_sizes_are_brought_to_the_size_of_the_call() {
+    let model = Model::new("sizes", 64);
+    let mut pipeline = model.load("FluxImg2ImgPipeline");
+    let mut call = arguments(&json!({ "num_images_per_prompt": 2, "strength": 0.5 }), Vec::new());
+    for (id, artifact) in [(7, picture(70, 50)), (8, picture(9, 12))] {
+        call.artifacts.insert(id, artifact);
+    }
+    call.values.insert("image".into(), json!([{ "$artifact": 7 }, { "$artifact": 8 }]));
+    assert_eq!(run(&mut pipeline, &call).expect("a valid call").artifacts.len(), 2);
+}
+
+#[test]
 fn a_model_made_for_another_class_names_that_class() {
     let fill = Model::new("fill", 384);
-    let refused = message(&mut fill.load("FluxPipeline"), &arguments(&json!({}), Vec::new()));
-    assert!(refused.contains("`FluxFillPipeline`"), "{refused}");
+    let refused = |model: &Model, class: &str| load(&model.request(class)).err().expect("refused").to_string();
+    let said = refused(&fill, "FluxPipeline");
+    assert!(said.contains("use `FluxFillPipeline`"), "{said}");
     let dev = Model::new("dev", 64);
-    let control = vec![("control_image", picture(64, 64))];
-    let refused = message(&mut dev.load("FluxControlPipeline"), &arguments(&json!({}), control));
-    assert!(refused.contains("`FluxPipeline`"), "{refused}");
+    let said = refused(&dev, "FluxControlPipeline");
+    assert!(said.contains("use `FluxPipeline`"), "{said}");
 }
 
 #[test]
@@ -294,6 +330,101 @@ fn a_controlnet_steers_in_its_window_and_must_belong_to_the_model() {
     request.components.insert("controlnet".into(), model.controlnet(48));
     let refused = load(&request).err().expect("another model's net").to_string();
     assert!(refused.contains("`controlnet`") && refused.contains("48") && refused.contains("64"), "{refused}");
+}
+
+/// Latents of a call with these nets, pictures and settings, at the guidance of the stored numbers.
+fn steered(request: &mut PipelineRequest, nets: Vec<ComponentRequest>, pictures: Vec<Artifact>, more: Value) -> Tensor {
+    request.components.insert("controlnet".into(), ComponentChoice::Load(nets));
+    let mut pipeline = load(request).expect("a complete model");
+    let mut call = json!({ "guidance_scale": 3.5, "output_type": "latent" });
+    call.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    let mut call = arguments(&call, Vec::new());
+    let ids = 10..10 + pictures.len() as u64;
+    call.artifacts.extend(ids.clone().zip(pictures));
+    let handles: Vec<Value> = ids.map(|id| json!({ "$artifact": id })).collect();
+    call.values.insert("control_image".into(), json!(handles));
+    let entry = run(&mut pipeline, &call).expect("a valid call");
+    let Some(Artifact::Array(array)) = entry.artifacts.first() else { panic!("no latents") };
+    Tensor::from_slice(&array.data, array.shape.as_slice(), &Device::Cpu).expect("the shape fits")
+}
+
+#[test]
+fn nets_of_several_depths_and_nets_of_pixels_steer_as_in_the_reference() {
+    let model = Model::new("nets", 64);
+    let mut request = model.request("FluxControlNetPipeline");
+    let shallow = json!({ "num_layers": 1, "num_single_layers": 0 });
+    let both = vec![model.net("flux/cn", &json!({})), model.net("flux/shallow", &shallow)];
+    // Nets that know one kind of picture do not look at the number of a kind.
+    let more = json!({ "controlnet_conditioning_scale": [0.7, 0.5], "control_mode": [0, null] });
+    let found = steered(&mut request, both, vec![picture(80, 64), picture(40, 64)], more);
+    let expected = [-1.622_538_3, -0.547_669_5, 1.105_109_7, -1.150_133_1, -1.477_626_1, -0.957_236_8, 1.233_882_5];
+    assert_like("two nets", &found, expected);
+
+    let pixels = || model.net("flux/hints", &json!({ "patch_size": 2, "conditioning_embedding_channels": 16 }));
+    let more = json!({ "controlnet_conditioning_scale": 0.7 });
+    let found = steered(&mut request, vec![pixels()], vec![picture(70, 50)], more);
+    let expected = [0.666_019, 1.876_167_2, -3.560_670_4, -1.959_628_5, 0.171_698_2, 0.073_285, 1.126_068_5];
+    assert_like("net of pixels", &found, expected);
+
+    let mixed = ComponentChoice::Load(vec![model.net("flux/cn", &json!({})), pixels()]);
+    request.components.insert("controlnet".into(), mixed);
+    let control = || vec![("control_image", picture(64, 64))];
+    let refused = message(&mut load(&request).expect("a complete model"), &arguments(&json!({}), control()));
+    assert!(refused.contains("1 picture(s) for 2 ControlNets") || refused.contains("read pixels"), "{refused}");
+}
+
+#[test]
+fn only_text_to_image_leaves_the_noise_levels_to_a_scheduler_of_flows() {
+    let model = Model::new("flow", 64);
+    let mut request = model.request("FluxControlNetPipeline");
+    let config = json!({ "use_flow_sigmas": true, "prediction_type": "flow_prediction" });
+    let config = config.as_object().expect("an object").clone();
+    request.scheduler = Some(SchedulerRequest { class: Some("UniPCMultistepScheduler".into()), config, shift: None });
+    let found = steered(&mut request, vec![model.net("flux/cn", &json!({}))], vec![picture(80, 64)], json!({}));
+    let expected = [0.459_408_2, 0.092_451_2, -2.014_309_4, 0.857_595_5, -1.295_591_1, 0.119_533_5, 1.189_160_2];
+    assert_like("net and even noise levels", &found, expected);
+
+    request.class = "FluxPipeline".into();
+    request.components.clear();
+    let mut pipeline = load(&request).expect("a complete model");
+    let given = arguments(&json!({ "sigmas": [1.0, 0.5] }), Vec::new());
+    let (_, told) = run_with_events(&mut pipeline, &given).expect("a valid call");
+    assert!(told.len() == 1 && told[0].contains("`sigmas` is not looked at"), "{told:?}");
+}
+
+#[test]
+fn a_lora_is_refused_where_nothing_is_denoised_and_a_name_counts_once() {
+    let model = Model::new("loras", 64);
+    let lora = || LoraRequest {
+        source: ModelSource::Folder(model.0.join("x.safetensors")),
+        weight_name: None,
+        subfolder: None,
+        adapter_name: "x".into(),
+        scale: 1.0,
+    };
+    let mut request = model.request("FluxPriorReduxPipeline");
+    request.loras = vec![lora()];
+    let index = json!({
+        "_class_name": "FluxPriorReduxPipeline", "image_encoder": ["transformers", "SiglipVisionModel"],
+        "image_embedder": ["diffusers", "ReduxImageEncoder"]
+    });
+    let redux = Model(model.0.join("redux"));
+    write(&redux.0.join("model_index.json"), &index);
+    request.source = ModelSource::Folder(redux.0.clone());
+    let refused = load(&request).err().expect("refused").to_string();
+    assert!(refused.contains("`FluxPriorReduxPipeline` takes no LoRA"), "{refused}");
+
+    let heard = Recorder::default();
+    let linear = heard.listening(tiny::weights("lora"));
+    let name = "transformer.transformer_blocks.0.attn.to_q";
+    for (part, shape) in [("lora_A.weight", (2, 32)), ("lora_B.weight", (32, 2))] {
+        linear.pp(name).get(shape, part).expect("made as asked for");
+    }
+    heard.write(&model.0.join("x.safetensors"));
+    let mut request = model.request("FluxPipeline");
+    request.loras = vec![lora(), lora()];
+    let refused = load(&request).err().expect("refused").to_string();
+    assert!(refused.contains("`adapter_name` `x` twice"), "{refused}");
 }
 
 #[test]

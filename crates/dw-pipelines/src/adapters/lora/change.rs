@@ -117,6 +117,15 @@ impl Change {
         Ok(Self { weight, magnitude, bias })
     }
 
+    /// The same with zeros for further columns; none where it is of another form than a product of two thin matrices.
+    pub(crate) fn widened(&self, columns: usize) -> Option<Self> {
+        let Some((Kind::Plain(Factor::Product(left, right)), scale)) = &self.weight else { return None };
+        let missing = columns.checked_sub(right.dims2().ok()?.1)?;
+        let right = right.pad_with_zeros(1, 0, missing).ok()?;
+        let weight = Some((Kind::Plain(Factor::Product(left.clone(), right)), *scale));
+        Some(Self { weight, ..self.clone() })
+    }
+
     /// Rows and columns of what is added to the weight, if anything is.
     pub(crate) fn extent(&self) -> Option<(usize, usize)> {
         self.weight.as_ref()?.0.extent()

@@ -194,6 +194,11 @@ pub(crate) fn parse(name: &str) -> Option<Key> {
     Some(Key { component: *component, module, part })
 }
 
+/// The path of the module that a tensor belongs to, as the file spells it, with the component's name before it.
+pub(crate) fn path(name: &str) -> Option<&str> {
+    split_ending(name).map(|(path, _)| path)
+}
+
 /// The module's path and the part its tensor is.
 fn split_ending(name: &str) -> Option<(&str, Part)> {
     let known = ENDINGS.iter().find_map(|(ending, part)| Some((name.strip_suffix(ending)?, *part)));
@@ -263,10 +268,17 @@ const TRANSFORMERS: [&str; 3] = ["transformer.", "lora_transformer_", "base_mode
 /// What a file with these names was made for; none when nothing speaks for one family.
 pub(crate) fn made_for<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> Option<MadeFor> {
     let marked = MARKS.iter().find(|(mark, _)| names.clone().any(|name| name.contains(mark)));
-    marked.map(|(_, family)| *family).or_else(|| {
-        let is_transformer = names.any(|name| TRANSFORMERS.iter().any(|beginning| name.starts_with(beginning)));
+    let found = marked.map(|(_, family)| *family).or_else(|| {
+        let is_transformer = names.clone().any(|name| TRANSFORMERS.iter().any(|beginning| name.starts_with(beginning)));
         is_transformer.then_some(MadeFor::Transformer)
-    })
+    });
+    match found {
+        // Of the transformers here, those of Stable Diffusion 3.5 alone have a second attention.
+        Some(MadeFor::Transformer) if names.any(|name| name.contains("attn2")) => {
+            Some(MadeFor::Denoiser(Denoiser::StableDiffusion3))
+        }
+        found => found,
+    }
 }
 
 impl MadeFor {
@@ -435,6 +447,9 @@ mod tests {
         let either = family("transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight").expect("a transformer");
         assert_eq!(either, MadeFor::Transformer);
         assert!(either.fits(Denoiser::Flux) && either.fits(Denoiser::StableDiffusion3) && !either.fits(Denoiser::Unet));
+        let second = "transformer.transformer_blocks.0.attn2.to_k.lora_A.weight";
+        let both = ["transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight", second];
+        assert_eq!(made_for(both.into_iter()), of(Denoiser::StableDiffusion3));
         assert_eq!(family("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"), None);
     }
 }

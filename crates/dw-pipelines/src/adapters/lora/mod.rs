@@ -89,15 +89,19 @@ pub fn check(file: &AdapterFile, denoiser: Denoiser) -> Result<()> {
 }
 
 fn check_holds_lora(file: &AdapterFile, names: &[String]) -> Result<()> {
-    if names.iter().all(|name| keys::parse(name).is_none()) {
-        return Err(file.bad(match names {
-            [] => "holds no tensor; fetch the file again".into(),
-            names => {
-                format!("holds no LoRA (its tensors are {}); correct `model_name` or `weight_name`", first_names(names))
-            }
-        }));
+    let parts: Vec<Option<Part>> = names.iter().map(|name| keys::parse(name).map(|key| key.part)).collect();
+    let changes = parts.iter().any(|part| part.is_some_and(|part| part != Part::Replacement));
+    // Whole models have norms that a control LoRA would replace, too; norms alone are a change.
+    let replaces = !parts.is_empty() && parts.iter().all(Option::is_some);
+    if changes || replaces {
+        return Ok(());
     }
-    Ok(())
+    Err(file.bad(match names {
+        [] => "holds no tensor; fetch the file again".into(),
+        names => {
+            format!("holds no LoRA (its tensors are {}); correct `model_name` or `weight_name`", first_names(names))
+        }
+    }))
 }
 
 impl Lora {
@@ -117,8 +121,9 @@ impl Lora {
         let modules = grouped
             .into_iter()
             .map(|((component, name), parts)| {
-                let rank = parts.get(&Part::Down).and_then(|(_, down)| down.dims().first().copied());
-                let alpha = rank.and_then(|rank| recorded.alpha(component, &name, rank));
+                let down =
+                    parts.get(&Part::Down).and_then(|(name, down)| Some((keys::path(name)?, *down.dims().first()?)));
+                let alpha = down.and_then(|(path, rank)| recorded.alpha(component, path, rank));
                 let change =
                     Change::new(&parts, alpha).map_err(|flaw| file.bad(complaint(flaw, &parts, None, None)))?;
                 Ok(Module { component, name, parts, change })
@@ -157,7 +162,7 @@ impl Lora {
             }
             let mut missing: Option<Vec<String>> = None;
             for place in places {
-                let change = self.picked(module, place)?;
+                let change = widened(self.picked(module, place)?, &place.path, weights);
                 let absent = self.check(module, &change, &place.path, weights)?;
                 if absent.len() < module.parts.len() {
                     plan.changes.push((place.path.clone(), change));
@@ -269,11 +274,26 @@ fn is_t5(weights: &Weights) -> bool {
     weights.contains("encoder.block.0.layer.0.SelfAttention.q.weight")
 }
 
+/// The change for all inputs of the first layer of a Flux transformer that sees something beside the latents, where it
+/// was made for one that does not: what it does to the latents comes first, and nothing for the rest.
+fn widened<'a>(change: Cow<'a, Change>, path: &str, weights: &Weights) -> Cow<'a, Change> {
+    let columns = weights.shape_of(&format!("{path}.weight")).and_then(|shape| shape.dims().get(1).copied());
+    match (columns, change.extent()) {
+        (Some(columns), Some((_, found))) if path == FIRST_LAYER && found < columns => {
+            change.widened(columns).map_or(change, Cow::Owned)
+        }
+        _ => change,
+    }
+}
+
+/// The layer of a Flux transformer that reads the picture's tokens.
+const FIRST_LAYER: &str = "x_embedder";
+
 /// Whether a change gives the first layer of a Flux transformer more inputs: a control LoRA, for a model that sees a
 /// picture beside the latents.
 fn is_expansion(path: &str, change: &Change, weight: &[usize]) -> bool {
     let &[rows, columns] = weight else { return false };
-    path == "x_embedder" && change.extent().is_some_and(|found| found.0 == rows && found.1 > columns)
+    path == FIRST_LAYER && change.extent().is_some_and(|found| found.0 == rows && found.1 > columns)
 }
 
 /// Whether a part concerns the bias of a module.

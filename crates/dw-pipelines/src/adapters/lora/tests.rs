@@ -305,3 +305,44 @@ fn files_for_the_other_transformer_are_refused_by_their_names() {
     assert_eq!(said("either3", either, Denoiser::StableDiffusion3), Ok(()));
     assert_eq!(said("own", flux, Denoiser::Flux), Ok(()));
 }
+
+/// The first layer of a Flux transformer that sees as much beside the latents, and one of its blocks.
+fn control_transformer() -> Weights {
+    let ones = |shape: (usize, usize)| Tensor::ones(shape, DType::F32, &Device::Cpu).expect("ones");
+    let names = [("x_embedder", (4, 6)), ("single_transformer_blocks.0.attn.to_q", (4, 4))];
+    let tensors = names.map(|(name, shape)| (format!("{name}.weight"), ones(shape)));
+    Weights::from_tensors(HashMap::from(tensors), "transformer")
+}
+
+#[test]
+fn the_first_layer_of_a_model_with_more_inputs_takes_a_change_for_the_latents() {
+    let names = ["transformer.x_embedder.lora_A.weight", "transformer.x_embedder.lora_B.weight"];
+    let written = Written::new("narrow", &[(names[0], &[2, 3]), (names[1], &[4, 2])]);
+    let lora = Lora::read(&written.file()).expect("a LoRA");
+    let weights = control_transformer();
+    let cancel = CancellationToken::default();
+    let context = Context { events: &Silent, cancel: &cancel };
+    let changed = lora.put_on("transformer", &weights, 1.0, context).expect("it fits");
+    let layer = changed.pp("x_embedder").linear(6, 4, false).expect("the layer");
+    let ones = Tensor::ones((1, 6), DType::F32, &Device::Cpu).expect("ones");
+    let out = layer.forward(&ones).and_then(|out| Ok(out.flatten_all()?.to_vec1::<f32>()?)).expect("numbers");
+    // Six ones of the layer itself, and twice three of the change, which sees the first three inputs only.
+    assert_eq!(out, [12.0; 4]);
+
+    let other = "transformer.single_transformer_blocks.0.attn.to_q";
+    let names = [format!("{other}.lora_A.weight"), format!("{other}.lora_B.weight")];
+    let written = Written::new("narrow-block", &[(&names[0], &[2, 3]), (&names[1], &[4, 2])]);
+    let lora = Lora::read(&written.file()).expect("a LoRA");
+    let refused = lora.put_on("transformer", &weights, 1.0, context).err().expect("a misfit").to_string();
+    assert!(refused.contains("[4, 3]") && refused.contains("[4, 4]"), "{refused}");
+}
+
+#[test]
+fn a_whole_model_is_no_lora_though_it_has_norms() {
+    let norm = "double_blocks.0.img_attn.norm.query_norm.scale";
+    let model = Written::new("model", &[(norm, &[4]), ("double_blocks.0.img_attn.qkv.weight", &[12, 4])]);
+    let message = check(&model.file(), Denoiser::Flux).expect_err("a model").to_string();
+    assert!(message.contains("holds no LoRA"), "{message}");
+    let norms = Written::new("norms", &[(norm, &[4])]);
+    assert!(check(&norms.file(), Denoiser::Flux).is_ok(), "norms alone are a change");
+}

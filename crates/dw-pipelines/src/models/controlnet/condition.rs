@@ -1,4 +1,4 @@
-//! Brings the picture that controls to the size and channels of the UNet's first feature map.
+//! Brings the picture that controls to the size and channels of a denoiser's first feature map.
 
 use candle_core::Tensor;
 
@@ -27,10 +27,16 @@ impl ConditionEmbedding {
             other => return Err(unsupported("controlnet_conditioning_channel_order", other)),
         };
         let channels = &config.conditioning_embedding_out_channels;
+        let ends = (config.conditioning_channels, unet.block_out_channels[0]);
+        let embedding = Self::of_channels(channels, ends, &weights.pp("controlnet_cond_embedding"))?;
+        Ok(Self { is_bgr, ..embedding })
+    }
+
+    /// An encoder of a picture with so many channels to feature maps with as many, with `channels` in between.
+    pub(crate) fn of_channels(channels: &[usize], (read, made): (usize, usize), weights: &Weights) -> Result<Self> {
         let (Some(&first), Some(&last)) = (channels.first(), channels.last()) else {
             return Err(unsupported("conditioning_embedding_out_channels", "[]"));
         };
-        let weights = weights.pp("controlnet_cond_embedding");
         let same = Conv2dOptions::same(3);
         let mut blocks = Vec::with_capacity(2 * channels.len());
         for pair in channels.windows(2) {
@@ -39,14 +45,14 @@ impl ConditionEmbedding {
             blocks.push(block(blocks.len()).conv2d(pair[0], pair[1], Conv2dOptions { stride: 2, ..same })?);
         }
         Ok(Self {
-            conv_in: weights.pp("conv_in").conv2d(config.conditioning_channels, first, same)?,
+            conv_in: weights.pp("conv_in").conv2d(read, first, same)?,
             blocks,
-            conv_out: weights.pp("conv_out").conv2d(last, unet.block_out_channels[0], same)?,
-            is_bgr,
+            conv_out: weights.pp("conv_out").conv2d(last, made, same)?,
+            is_bgr: false,
         })
     }
 
-    /// `(batch, channels, f height, f width)` to `(batch, block_out_channels[0], height, width)`.
+    /// `(batch, channels, f height, f width)` to feature maps `(batch, made, height, width)`.
     pub(crate) fn forward(&self, condition: &Tensor) -> Result<Tensor> {
         let condition = if self.is_bgr { condition.flip(&[1])? } else { condition.clone() };
         let mut x = Activation::Silu.forward(&self.conv_in.forward(&condition)?)?;

@@ -26,8 +26,8 @@ pub(super) struct Tokens {
 /// What is added to the picture's tokens on their way.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Additions<'a> {
-    /// What ControlNets add after each block, an entry for each of them.
-    pub(super) residuals: &'a [FluxResiduals],
+    /// What ControlNets add after each block.
+    pub(super) residuals: Option<&'a FluxResiduals>,
     /// What the blocks of the first kind see of other pictures.
     pub(super) images: Option<&'a FluxImagePrompts>,
 }
@@ -153,7 +153,7 @@ impl Blocks {
                 (picture, text) = (next_picture, within_f16(next_text)?);
             }
             observer.joint(&picture);
-            for residual in added.residuals.iter().filter_map(|residuals| residuals.after_joint(i, self.joint.len())) {
+            if let Some(residual) = added.residuals.and_then(|all| all.after_joint(i, self.joint.len())) {
                 picture = (picture + residual)?;
             }
         }
@@ -174,8 +174,7 @@ impl Blocks {
         for (i, block) in self.single.iter().enumerate() {
             joined = within_f16(block.forward(&joined, embedding, rotary)?)?;
             observer.single(&joined, pixels)?;
-            for residual in added.residuals.iter().filter_map(|residuals| residuals.after_single(i, self.single.len()))
-            {
+            if let Some(residual) = added.residuals.and_then(|all| all.after_single(i, self.single.len())) {
                 joined = (joined + residual.pad_with_zeros(1, 0, words)?)?;
             }
         }

@@ -1,6 +1,6 @@
 //! ControlNets of the Flux models (diffusers `FluxControlNetModel`): a short copy of the transformer that reads a picture
 //! beside the latents and says what is added after the transformer's blocks. One net may know several kinds of
-//! pictures (union).
+//! pictures (union). Those of XLabs read the picture itself, others its latents.
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -8,10 +8,11 @@ use serde::Deserialize;
 use super::{
     FluxConfig, FluxInput, FluxResiduals, Stem,
     blocks::{Additions, BlockObserver, Blocks, Tokens},
+    packed,
 };
 use crate::{
     Error, Result,
-    models::config::unsupported,
+    models::{config::unsupported, controlnet::condition::ConditionEmbedding},
     nn::{Embedding, Linear},
     weights::Weights,
 };
@@ -26,8 +27,24 @@ pub struct FluxControlNetConfig {
     pub transformer: FluxConfig,
     /// How many kinds of pictures a union net knows.
     pub num_mode: Option<usize>,
-    /// Of nets that read pixels instead of latents, which are not known.
+    /// Of nets that read pixels instead of latents: channels of the feature maps they make of them, of which
+    /// `patch_size` x `patch_size` values become a token.
     pub conditioning_embedding_channels: Option<usize>,
+}
+
+/// Channels between the picture and the feature maps in nets that read pixels.
+const PIXEL_CHANNELS: [usize; 4] = [16; 4];
+
+impl FluxControlNetConfig {
+    fn check(&self) -> Result<()> {
+        let Some(channels) = self.conditioning_embedding_channels else { return self.transformer.check() };
+        let FluxConfig { patch_size, in_channels, .. } = self.transformer;
+        if patch_size == 0 || channels * patch_size * patch_size != in_channels {
+            return Err(unsupported("conditioning_embedding_channels", channels));
+        }
+        // The patches are those of the picture; a token of the latents stays one.
+        FluxConfig { patch_size: 1, ..self.transformer.clone() }.check()
+    }
 }
 
 /// What a ControlNet reads in a step.
@@ -35,7 +52,8 @@ pub struct FluxControlNetConfig {
 pub struct FluxControlNetInput<'a> {
     /// What the transformer reads. The rotations are those of [`FluxControlNetModel::words`] words.
     pub input: FluxInput<'a>,
-    /// The encoded picture, packed, `(batch, tokens, in_channels)`.
+    /// The encoded picture, packed, `(batch, tokens, in_channels)`; of nets that read pixels the picture in -1 to 1,
+    /// `(batch, 3, height, width)`.
     pub condition: &'a Tensor,
     /// What the picture shows; for union nets.
     pub mode: Option<usize>,
@@ -49,6 +67,8 @@ pub struct FluxControlNetModel {
     dtype: DType,
     device: Device,
     stem: Stem,
+    /// Where it reads pixels.
+    input_hint_block: Option<ConditionEmbedding>,
     controlnet_x_embedder: Linear,
     mode_embedder: Option<Embedding>,
     blocks: Blocks,
@@ -60,20 +80,20 @@ impl FluxControlNetModel {
     /// Builds the net from weights under diffusers' names.
     pub fn new(config: &FluxControlNetConfig, weights: Weights) -> Result<Self> {
         let transformer = &config.transformer;
-        transformer.check()?;
-        if let Some(channels) = config.conditioning_embedding_channels {
-            return Err(unsupported("conditioning_embedding_channels", channels));
-        }
+        config.check()?;
         let inner = transformer.inner_dim();
         let outputs = |name: &str, count: usize| {
             let at = weights.pp(name);
             (0..count).map(|i| at.pp(i).linear(inner, inner, true)).collect::<Result<Vec<_>>>()
         };
+        let hint =
+            |channels| ConditionEmbedding::of_channels(&PIXEL_CHANNELS, (3, channels), &weights.pp("input_hint_block"));
         let modes = |count: usize| weights.pp("controlnet_mode_embedder").embedding(count, inner);
         Ok(Self {
             dtype: weights.dtype(),
             device: weights.device().clone(),
             stem: Stem::new(transformer, &weights)?,
+            input_hint_block: config.conditioning_embedding_channels.map(hint).transpose()?,
             controlnet_x_embedder: weights.pp("controlnet_x_embedder").linear(transformer.in_channels, inner, true)?,
             mode_embedder: config.num_mode.map(modes).transpose()?,
             blocks: Blocks::new(transformer, &weights)?,
@@ -88,6 +108,11 @@ impl FluxControlNetModel {
         &self.config
     }
 
+    /// Whether it reads pictures, and not their latents.
+    pub fn reads_pixels(&self) -> bool {
+        self.input_hint_block.is_some()
+    }
+
     /// How many words it sees of a prompt of `words`: union nets see the kind of the picture as one more.
     pub fn words(&self, words: usize) -> usize {
         words + usize::from(self.mode_embedder.is_some())
@@ -96,7 +121,12 @@ impl FluxControlNetModel {
     /// What is added after the transformer's blocks.
     pub fn forward(&self, input: &FluxControlNetInput<'_>) -> Result<FluxResiduals> {
         let (Tokens { picture, text }, embedding) = self.stem.forward(&input.input)?;
-        let condition = self.controlnet_x_embedder.forward(&input.condition.to_dtype(self.dtype)?)?;
+        let condition = input.condition.to_dtype(self.dtype)?;
+        let condition = match &self.input_hint_block {
+            Some(hint) => packed(&hint.forward(&condition)?, self.config.transformer.patch_size)?,
+            None => condition,
+        };
+        let condition = self.controlnet_x_embedder.forward(&condition)?;
         let tokens = Tokens { picture: (picture + condition)?, text: self.with_mode(text, input.mode)? };
         let mut seen = Seen::default();
         self.blocks.forward_observed(tokens, &embedding, input.input.rotary, Additions::default(), &mut seen)?;
@@ -107,7 +137,7 @@ impl FluxControlNetModel {
         Ok(FluxResiduals {
             blocks: outputs(&self.controlnet_blocks, &seen.joint)?,
             single_blocks: outputs(&self.controlnet_single_blocks, &seen.single)?,
-            is_repeated: false,
+            is_repeated: self.reads_pixels(),
         })
     }
 

@@ -6,7 +6,7 @@ use dw_core::{arguments::Arguments, artifact::Entry};
 use image::DynamicImage;
 use serde_json::Value;
 
-use super::{Call, ENCODING, Inputs, check_inputs, class_schema, size, with_class_defaults};
+use super::{Call, ENCODING, check_inputs, class_schema, size, with_class_defaults};
 use crate::{
     Result,
     pipelines::{
@@ -31,10 +31,11 @@ pub(crate) fn schema() -> Value {
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
     let arguments = &with_class_defaults(arguments, &[]);
-    check_inputs(parts, Inputs::Control)?;
+    check_inputs(parts)?;
     let name = "control_image";
     let pictures = all_pictures(arguments, name, group::<ControlPictures>(arguments)?.control_image)?;
-    let call = Call::new(parts, arguments, size(parts, arguments)?, surroundings.generators)?;
+    let size = size(parts, arguments, surroundings.context)?;
+    let call = Call::new(parts, arguments, size, surroundings.generators)?;
     check_prompts(name, pictures.len(), call.prompts.count)?;
     let mut scheduler = call.scheduler()?;
 
@@ -53,14 +54,19 @@ pub(super) fn check_prompts(name: &str, pictures: usize, prompts: usize) -> Resu
     Err(refuse(name, format!("has {pictures} pictures for {prompts} prompt(s); give one, or one for each prompt")))
 }
 
+/// Control pictures at the size of the call, one row for each picture of the result, in -1 to 1.
+pub(super) fn picture_pixels(call: &Call<'_>, pictures: &[&DynamicImage]) -> Result<Tensor> {
+    let pixels = pictures.iter().map(|picture| Fit::whole(call.size).signed(picture, &call.parts.device));
+    let pixels = Tensor::cat(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
+    let times = if pictures.len() == 1 { call.pictures() } else { call.generation.num_images_per_prompt };
+    repeat_rows(&pixels, times)
+}
+
 /// The latents of control pictures, one row for each picture of the result, sampled with the call's noise.
 pub(super) fn picture_latents(
     call: &Call<'_>,
     pictures: &[&DynamicImage],
     generators: &mut Generators,
 ) -> Result<Tensor> {
-    let pixels = pictures.iter().map(|picture| Fit::whole(call.size).signed(picture, &call.parts.device));
-    let pixels = Tensor::cat(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
-    let times = if pictures.len() == 1 { call.pictures() } else { call.generation.num_images_per_prompt };
-    encoded(call.parts, &repeat_rows(&pixels, times)?, call.pictures(), ENCODING, generators)
+    encoded(call.parts, &picture_pixels(call, pictures)?, call.pictures(), ENCODING, generators)
 }

@@ -4,7 +4,7 @@
 use dw_core::{arguments::Arguments, artifact::Entry};
 use serde_json::Value;
 
-use super::{Inputs, check_inputs, class_schema, inpaint, with_class_defaults};
+use super::{check_inputs, class_schema, inpaint, with_class_defaults};
 use crate::{
     Result,
     pipelines::{
@@ -24,6 +24,6 @@ pub(crate) fn schema() -> Value {
 /// One call.
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
-    check_inputs(parts, Inputs::Fill)?;
+    check_inputs(parts)?;
     inpaint::repainted(parts, &with_class_defaults(arguments, DEFAULTS), surroundings)
 }

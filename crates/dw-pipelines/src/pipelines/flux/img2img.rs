@@ -3,17 +3,18 @@
 use dw_core::{arguments::Arguments, artifact::Entry};
 use serde_json::Value;
 
-use super::{Call, ENCODING, Inputs, check_inputs, class_schema, guided_groups, size, with_class_defaults};
+use super::{Call, ENCODING, check_inputs, class_schema, guided_groups, size, with_class_defaults};
 use crate::{
     Result,
     pipelines::{
         arguments::{Defaults, group, group_schema, refuse_unknown},
         call::Surroundings,
         components::Parts,
+        fit::Fit,
         flow::first_index,
         image_to_image::{StartPictures, clean_latents, noisy_latents},
+        inpaint::start,
         stable_diffusion_3_img2img::Strength,
-        text_to_image::Canvas,
     },
 };
 
@@ -30,12 +31,10 @@ pub(crate) fn schema() -> Value {
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
     let arguments = &with_class_defaults(arguments, DEFAULTS);
-    check_inputs(parts, Inputs::Latents)?;
-    let size = size(parts, arguments)?;
-    // The result has the model's own size when the call names none, whatever the picture's is.
-    let canvas = Canvas { height: Some(size.0), width: Some(size.1) };
-    let start = group::<StartPictures>(arguments)?.read(parts, arguments, &canvas)?;
-    let (size, _) = start.size(parts)?;
+    check_inputs(parts)?;
+    let size = size(parts, arguments, surroundings.context)?;
+    // The result has the model's own size when the call names none, whatever the pictures' sizes are.
+    let start = start(parts, arguments, &group::<StartPictures>(arguments)?, Fit::whole(size))?;
     let Strength { strength } = group(arguments)?;
     let call = Call::new(parts, arguments, size, surroundings.generators)?;
     let mut scheduler = call.scheduler()?;

@@ -4,7 +4,7 @@
 use dw_core::{arguments::Arguments, artifact::Entry};
 use serde_json::Value;
 
-use super::{Call, ENCODING, Inputs, check_inputs, class_schema, guided_groups, img2img, size, with_class_defaults};
+use super::{Call, ENCODING, check_inputs, class_schema, guided_groups, img2img, size, with_class_defaults};
 use crate::{
     Result,
     pipelines::{
@@ -32,13 +32,14 @@ pub(crate) fn schema() -> Value {
 /// One call.
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
-    check_inputs(parts, Inputs::Latents)?;
+    check_inputs(parts)?;
     repainted(parts, &with_class_defaults(arguments, img2img::DEFAULTS), surroundings)
 }
 
 /// One call of a class with a mask, with its defaults filled in.
 pub(super) fn repainted(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
-    let call = Call::new(parts, arguments, size(parts, arguments)?, surroundings.generators)?;
+    let size = size(parts, arguments, surroundings.context)?;
+    let call = Call::new(parts, arguments, size, surroundings.generators)?;
     let repaint = Repaint::read(parts, &call.generation, arguments, call.size)?;
     let Strength { strength } = group(arguments)?;
     let mut scheduler = call.scheduler()?;

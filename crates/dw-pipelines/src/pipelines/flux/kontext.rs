@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Call, ENCODING, Inputs, Sides, USUAL_SIDE, check_inputs, class_schema, guided_groups,
+    Call, ENCODING, Sides, USUAL_SIDE, check_inputs, class_schema, guided_groups, tell_change, token_side,
     transformer::{grid, packed},
     with_class_defaults,
 };
@@ -22,8 +22,9 @@ use crate::{
         fit::{Fit, own_size},
         image_to_image::{Given, Pictures, Start, StartPictures, latents, most_likely, tiled},
         text_to_image::refuse,
-        unet::{scale_factor, side_multiple},
+        unet::scale_factor,
     },
+    request::Context,
 };
 
 /// The sizes that the model was trained on, width and height in pixels, from the narrowest to the widest.
@@ -79,9 +80,9 @@ pub(crate) fn schema() -> Value {
 pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &schema())?;
     let arguments = &with_class_defaults(arguments, &[]);
-    check_inputs(parts, Inputs::Latents)?;
+    check_inputs(parts)?;
     let given: KontextArguments = group(arguments)?;
-    let size = result_size(parts, arguments, given.max_area)?;
+    let size = result_size(parts, arguments, given.max_area, surroundings.context)?;
     let start = given.start(parts, arguments)?;
     let call = Call::new(parts, arguments, size, surroundings.generators)?;
     let mut scheduler = call.scheduler()?;
@@ -105,16 +106,17 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
 }
 
 /// Height and width in pixels of a result of about `max_area` pixels with the shape that the call names.
-fn result_size(parts: &Parts, arguments: &Arguments, max_area: usize) -> Result<(usize, usize)> {
+fn result_size(parts: &Parts, arguments: &Arguments, max_area: usize, context: Context<'_>) -> Result<(usize, usize)> {
     let Sides { height, width } = group(arguments)?;
-    let (usual, multiple) = (USUAL_SIDE * scale_factor(parts), side_multiple(parts));
+    let (usual, multiple) = (USUAL_SIDE * scale_factor(parts), token_side(parts)?);
     let ratio = width.unwrap_or(usual) as f64 / height.unwrap_or(usual) as f64;
     let side = |square: f64| square.sqrt().round_ties_even() as usize / multiple * multiple;
-    let (height, width) = (side(max_area as f64 / ratio), side(max_area as f64 * ratio));
-    if height == 0 || width == 0 {
+    let size = (side(max_area as f64 / ratio), side(max_area as f64 * ratio));
+    if size.0 == 0 || size.1 == 0 {
         return Err(refuse("max_area", format!("`{max_area}` is too small for this shape; use a larger number")));
     }
-    Ok((height, width))
+    tell_change((height, width), size, &format!("`max_area` is `{max_area}`"), context);
+    Ok(size)
 }
 
 impl KontextArguments {
@@ -125,7 +127,7 @@ impl KontextArguments {
         Ok(Some(match image.given(arguments)? {
             Given::Arrays(handles) => latents(parts, arguments, &handles)?,
             Given::Pictures(pictures) => {
-                let fit = Fit::whole(self.picture_size(pictures[0], side_multiple(parts))?);
+                let fit = Fit::whole(self.picture_size(pictures[0], token_side(parts)?)?);
                 Start::pixels(&pictures, fit, &parts.device)?
             }
         }))

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::controlnet::Control;
 use crate::{
     Result,
-    models::{FluxImagePrompts, FluxInput, FluxTransformer2DModel, Memory, Reuse},
+    models::{self, FluxImagePrompts, FluxInput, FluxTransformer2DModel, Memory, Reuse},
     nn::Rotary,
     pipelines::prompt::Embeddings,
 };
@@ -16,10 +16,7 @@ use crate::{
 /// Latents to tokens, 2 x 2 latents each: `(batch, channels, height, width)` to
 /// `(batch, height / 2 * width / 2, 4 * channels)`.
 pub(super) fn packed(latents: &Tensor) -> Result<Tensor> {
-    let (batch, channels, height, width) = latents.dims4()?;
-    let pieces = latents.reshape(&[batch, channels, height / 2, 2, width / 2, 2][..])?;
-    let tokens = pieces.permute(vec![0, 2, 4, 1, 3, 5])?;
-    Ok(tokens.reshape((batch, (height / 2) * (width / 2), 4 * channels))?)
+    models::flux::packed(latents, 2)
 }
 
 /// Tokens of `rows` rows back to latents.
@@ -123,15 +120,16 @@ impl Conditioned<'_> {
             Some(control) => {
                 control.residuals(&self.positive.input(&picture, timestep, self.guiding.guidance), index)?
             }
-            None => Vec::new(),
+            None => None,
         };
+        let residuals = residuals.as_ref();
         let is_edge = index == steps.start || index + 1 == steps.end;
         let predicted = |text: &mut Text| -> Result<Tensor> {
             let mut memory = text.memory.take();
             let input = text.input(&picture, timestep, self.guiding.guidance);
             let prediction = match &mut memory {
-                Some(memory) => self.transformer.forward_remembering(&input, &residuals, (memory, is_edge))?,
-                None => self.transformer.forward(&input, &residuals)?,
+                Some(memory) => self.transformer.forward_remembering(&input, residuals, (memory, is_edge))?,
+                None => self.transformer.forward(&input, residuals)?,
             };
             text.memory = memory;
             Ok(prediction.narrow(1, 0, count)?)

@@ -3,19 +3,31 @@
 use super::{Found, Kind, Model, Origin};
 use crate::{
     Error, Result,
-    models::{ClipVisionConfig, FluxConfig, FluxControlNetConfig},
+    models::{ClipVisionConfig, FluxConfig, FluxControlNetConfig, VaeConfig},
     pipelines::{
         clip_pixels::ClipPixels,
         components::Parts,
-        flux::ip_adapter::{self, FluxIpAdapters, ScaledAdapter},
+        flux::{
+            check_class,
+            ip_adapter::{self, FluxIpAdapters, ScaledAdapter},
+        },
     },
     request::Context,
 };
 
-/// Refuses ControlNets that were made for another transformer, before weights are read.
-pub(super) fn check(origins: &[(String, Origin)]) -> Result<()> {
+/// Pixels for each side of a latent where a step has no autoencoder.
+const USUAL_SCALE: usize = 8;
+
+/// Refuses transformers that were made for another class, and ControlNets that were made for another transformer, before
+/// weights are read. LoRAs may make a transformer fit the class.
+pub(super) fn check((class, has_loras): (&str, bool), origins: &[(String, Origin)]) -> Result<()> {
     let transformers = origins.iter().find_map(|(_, origin)| transformer(origin).transpose());
     let Some(transformer) = transformers.transpose()? else { return Ok(()) };
+    if !has_loras {
+        let scales = origins.iter().find_map(|(_, origin)| vae(origin).transpose());
+        let scale = scales.transpose()?.map_or(USUAL_SCALE, |vae| vae.scale_factor());
+        check_class(class, (transformer.in_channels / 4, transformer.predicted_channels() / 4), scale)?;
+    }
     for (name, origin) in origins {
         let Some(net) = controlnet(origin)? else { continue };
         if let Some(reason) = misfit(&net, &transformer) {
@@ -57,6 +69,17 @@ fn transformer(origin: &Origin) -> Result<Option<FluxConfig>> {
         Origin::Loaded(planned) if planned.kind == Kind::FluxTransformer => Some(planned.config()?),
         Origin::Shared(component) => match &component.model {
             Model::FluxTransformer(model) => Some(model.config().clone()),
+            _ => None,
+        },
+        Origin::Loaded(_) => None,
+    })
+}
+
+fn vae(origin: &Origin) -> Result<Option<VaeConfig>> {
+    Ok(match origin {
+        Origin::Loaded(planned) if planned.kind == Kind::Vae => Some(planned.config()?),
+        Origin::Shared(component) => match &component.model {
+            Model::Vae(model) => Some(model.config().clone()),
             _ => None,
         },
         Origin::Loaded(_) => None,

@@ -71,8 +71,8 @@ impl FluxLayout {
     /// What names and shapes of an original transformer say; none when it is incomplete.
     pub(crate) fn of_original(tensors: &Tensors<'_>) -> Option<Self> {
         Some(Self {
-            double: count(|block| tensors.has(&format!("double_blocks.{block}.img_mod.lin.weight"))),
-            single: count(|block| tensors.has(&format!("single_blocks.{block}.linear1.weight"))),
+            double: tensors.entries("double_blocks"),
+            single: tensors.entries("single_blocks"),
             width: *tensors.shape("img_in.weight")?.first()?,
         })
     }

@@ -28,6 +28,15 @@ impl<'a> Tensors<'a> {
         self.shapes.get(&format!("{}{name}", self.prefix)).map(Vec::as_slice)
     }
 
+    /// How many entries the numbered list `list` has: one more than the last that something belongs to, so that a file
+    /// which lacks a tensor is not taken for one of a smaller model.
+    pub(crate) fn entries(&self, list: &str) -> usize {
+        let number = |name: &str| name.strip_prefix(list)?.strip_prefix('.')?.split('.').next()?.parse::<usize>().ok();
+        // A name cannot make a list longer than the file.
+        let numbers = self.names().filter_map(|(_, name)| number(name)).filter(|number| *number < self.shapes.len());
+        numbers.max().map_or(0, |last| last + 1)
+    }
+
     /// Every name in the file, with the name below the prefix.
     pub(crate) fn names(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
         let prefix = self.prefix;
@@ -56,5 +65,13 @@ mod tests {
         assert_eq!(tensors.names().collect::<Vec<_>>(), [("a.x", "x"), ("a.y", "y")]);
         assert!(tensors.has("x") && !tensors.has("z") && !tensors.has("a.x"));
         assert_eq!(Tensors::below(&shapes, "").names().count(), 4);
+    }
+
+    #[test]
+    fn a_list_is_as_long_as_its_last_entry_says() {
+        let names = ["m.b.0.x", "m.b.2.y", "m.b.z", "m.bb.7.x", "b.3.x", "m.b.99999.x"];
+        let shapes: Shapes = names.map(|name| (name.to_owned(), vec![1])).into();
+        assert_eq!(Tensors::below(&shapes, "m.").entries("b"), 3);
+        assert_eq!(Tensors::below(&shapes, "m.").entries("c"), 0);
     }
 }

@@ -7,7 +7,7 @@ use super::{
     configs::{Component, Generated, like, over, unusual},
     contents::{Contents, Family, Naming},
     flux::FluxLayout,
-    index::{Shapes, Tensors, count},
+    index::{Shapes, Tensors},
     key_map::KeyMap,
     sd3::Sd3Layout,
 };
@@ -39,8 +39,9 @@ pub(super) fn config(tensors: Tensors<'_>, naming: Naming, family: Family, kin: 
     }
 }
 
-fn blocks(transformer: &Component<'_>, kind: &str) -> usize {
-    count(|block| transformer.shape(&format!("{kind}.{block}.attn.to_q.weight")).is_some())
+/// How many blocks there are in the list `kind`, which the original calls `original`.
+fn blocks(transformer: &Component<'_>, kind: &str, original: &str) -> usize {
+    transformer.tensors.entries(kind).max(transformer.tensors.entries(original))
 }
 
 fn flux(transformer: &Component<'_>, kin: Map<String, Value>) -> Generated {
@@ -58,8 +59,8 @@ fn flux(transformer: &Component<'_>, kin: Map<String, Value>) -> Generated {
         "patch_size": 1,
         "in_channels": inputs,
         "out_channels": if inputs == outputs { Value::Null } else { json!(outputs) },
-        "num_layers": blocks(transformer, "transformer_blocks"),
-        "num_single_layers": blocks(transformer, "single_transformer_blocks"),
+        "num_layers": blocks(transformer, "transformer_blocks", "double_blocks"),
+        "num_single_layers": blocks(transformer, "single_transformer_blocks", "single_blocks"),
         "attention_head_dim": head,
         "num_attention_heads": width / head.max(1),
         "joint_attention_dim": transformer.size("context_embedder.weight", 1)?,
@@ -81,7 +82,7 @@ fn stable_diffusion_3(transformer: &Component<'_>, kin: Map<String, Value>) -> G
         (None, None) if width.is_multiple_of(HEAD_FEATURES) => HEAD_FEATURES,
         (None, None) => return Err(unusual("the number of its attention heads", &[width])),
     };
-    let blocks = blocks(transformer, "transformer_blocks");
+    let blocks = blocks(transformer, "transformer_blocks", "joint_blocks");
     let is_dual = |block: &usize| transformer.shape(&format!("transformer_blocks.{block}.attn2.to_q.weight")).is_some();
     let config = json!({
         "_class_name": "SD3Transformer2DModel",

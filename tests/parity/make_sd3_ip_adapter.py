@@ -199,4 +199,5 @@ def main():
     show("image to image", call(pipe, 1.0, ip_adapter_image=other, image=scene, strength=0.6, width=64))
 
 
-main()
+if __name__ == "__main__":
+    main()

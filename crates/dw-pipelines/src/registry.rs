@@ -14,7 +14,7 @@ use crate::{
     pipelines::{
         Surroundings,
         arguments::{merged_schema, refuse_unknown},
-        check::check,
+        check::{check, check_flow_call},
         components::Parts,
         loader::{Kind, Slot},
     },
@@ -217,8 +217,13 @@ pub fn check_call(class: &str, arguments: &Arguments) -> Result<Vec<String>> {
             refuse_unknown(row.name, arguments, &schema)?;
             check(implementation.task, &schema, arguments)
         }
-        // Their calls check the same once the model is there.
-        Family::StableDiffusion3 | Family::Flux => Ok(Vec::new()),
+        Family::StableDiffusion3 => {
+            let schema = (row.schema)();
+            refuse_unknown(row.name, arguments, &schema)?;
+            check_flow_call(implementation.task, &schema, arguments)
+        }
+        // Its calls check the same once the model is there.
+        Family::Flux => Ok(Vec::new()),
     }
 }
 
@@ -330,6 +335,29 @@ mod tests {
         assert_eq!(steered, Some("StableDiffusionXLControlNetInpaintPipeline"));
         let union = resolved("AutoPipelineForText2Image", Steering::UnionControlNets);
         assert_eq!(union, Some("StableDiffusionXLControlNetUnionPipeline"));
+        let index = json!({ "_class_name": "StableDiffusion3Pipeline" });
+        let steered = find(inpainting).and_then(|class| class.resolve(&index, Steering::ControlNets));
+        assert_eq!(steered.ok().map(|found| found.class), Some("StableDiffusion3ControlNetInpaintingPipeline"));
+    }
+
+    #[test]
+    fn calls_of_flows_are_checked_before_a_model_is_there() {
+        let complaint = |class: &str, values: Value| {
+            let values = values.as_object().expect("an object").clone();
+            let arguments = Arguments { values, ..Arguments::default() };
+            check_call(class, &arguments).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(complaint("StableDiffusion3Pipeline", json!({ "prompt": "a cat" })), "");
+        for (class, values, expected) in [
+            ("StableDiffusion3Pipeline", json!({}), "`prompt`: is missing"),
+            ("StableDiffusion3Img2ImgPipeline", json!({ "prompt": "a cat" }), "`image`: is missing"),
+            ("StableDiffusion3Img2ImgPipeline", json!({ "prompt": "a cat", "strength": 1.5 }), "between 0 and 1"),
+            ("StableDiffusion3InpaintPipeline", json!({ "prompt": "a cat" }), "`mask_image`: is missing"),
+            ("StableDiffusion3ControlNetPipeline", json!({ "prompt": "a cat" }), "`control_image`: is missing"),
+        ] {
+            let found = complaint(class, values);
+            assert!(found.contains(expected), "{class}: {found}");
+        }
     }
 
     #[test]

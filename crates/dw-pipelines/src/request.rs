@@ -176,6 +176,8 @@ pub struct TextualInversionRequest {
 /// How strongly an IP-Adapter acts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum IpAdapterScale {
+    /// As the reference has it where nobody asks: 0.5 for Stable Diffusion 3, 1 for the other families.
+    Usual,
     /// The same everywhere.
     Everywhere(f64),
     /// By block of the UNet: `{"down": {"block_2": [0.0, 1.0]}, "mid": 1.0, "up": 0.5}`; what is not named is 0.
@@ -187,7 +189,7 @@ pub enum IpAdapterScale {
 
 impl IpAdapterScale {
     /// Reads a number (or text that holds one), an object by block, or a list: of one such entry, which is the list
-    /// of a single adapter in the reference, or of a number for each layer, alone or in a list of its own; null is 1.
+    /// of a single adapter in the reference, or of a number for each layer, alone or in a list of its own; null is the family's own.
     pub fn from_json(value: &Value) -> Result<Self> {
         let wrong = || Error::Argument {
             name: "ip_adapter.scale".into(),
@@ -197,7 +199,7 @@ impl IpAdapterScale {
             ),
         };
         match value {
-            Value::Null => Ok(Self::Everywhere(1.0)),
+            Value::Null => Ok(Self::Usual),
             Value::Object(blocks) => Ok(Self::ByBlock(blocks.clone())),
             Value::Array(list) => match list.as_slice() {
                 [Value::Array(layers)] if !layers.iter().any(Value::is_array) => Self::by_layer(layers, wrong),
@@ -301,6 +303,7 @@ mod tests {
         let read = |value| IpAdapterScale::from_json(&value).map_err(|error| error.to_string());
         let blocks = json!({ "up": { "block_0": [0.0, 1.0, 0.0] } });
         let Value::Object(by_block) = blocks.clone() else { panic!("an object") };
+        assert_eq!(read(json!(null)), Ok(IpAdapterScale::Usual));
         assert_eq!(read(json!([0.4])), Ok(IpAdapterScale::Everywhere(0.4)));
         assert_eq!(read(json!([blocks])), Ok(IpAdapterScale::ByBlock(by_block)));
         assert_eq!(read(json!([0.1, 1])), Ok(IpAdapterScale::ByLayer(vec![0.1, 1.0])));

@@ -331,6 +331,9 @@ fn a_picture_acts_by_its_scale_as_in_the_reference() {
         let latents = run(&mut pipeline, &arguments).expect("the call is valid");
         assert_latents(&format!("scale {scale}"), &latents, expected);
     }
+    let unsaid = IpAdapterRequest { scale: IpAdapterScale::Usual, ..adapter("adapter", 1.0) };
+    let mut pipeline = load(&seeing("DiffusionPipeline", unsaid)).expect("the adapter fits");
+    assert_latents("no scale", &run(&mut pipeline, &arguments).expect("the call is valid"), HALF);
     let mut plain = load(&request("StableDiffusion3Pipeline")).expect("the model is complete");
     assert_latents("no adapter", &run(&mut plain, &call(json!({}), Vec::new())).expect("the call is valid"), NONE);
 }

@@ -27,7 +27,10 @@ use dw_pipelines::{
         T5EncoderModel,
     },
     pipelines::{ComponentCache, Pipeline},
-    request::{ComponentChoice, ComponentRequest, Context, LoraRequest, MemoryRequest, ModelSource, PipelineRequest},
+    request::{
+        ComponentChoice, ComponentRequest, Context, LoraRequest, MemoryRequest, ModelSource, PipelineRequest,
+        SchedulerRequest,
+    },
     rng::{Generator, Generators, NoiseDialect},
     weights::Weights,
 };
@@ -465,6 +468,50 @@ fn weights_in_a_prompt_reach_every_text_encoder() {
     assert_ne!(first, draw(&mut plain, json!({})));
     assert_ne!(third, draw(&mut plain, json!({})));
     assert_ne!(first, third);
+}
+
+#[test]
+fn a_model_without_its_scheduler_is_refused() {
+    let mut request = without_t5("StableDiffusion3Pipeline");
+    request.components.insert("scheduler".into(), ComponentChoice::Omit);
+    let message = refused(&request);
+    assert!(message.contains("`scheduler`") && message.contains("left out"), "{message}");
+}
+
+#[test]
+fn an_empty_second_prompt_stands_for_none_and_a_list_with_one_does_not() {
+    let mut pipeline = load(&without_t5("StableDiffusion3Pipeline")).expect("the model is complete");
+    let mut draw = |more: Value| bytes(&run(&mut pipeline, &short(more), 1).expect("the call is valid"));
+    let plain = draw(json!({}));
+    assert_eq!(draw(json!({ "prompt_2": "" })), plain);
+    assert_eq!(draw(json!({ "prompt_2": ["a cat"] })), plain);
+    assert_ne!(draw(json!({ "prompt_2": [""] })), plain);
+}
+
+#[test]
+fn a_shift_that_the_scheduler_does_not_take_is_told() {
+    let told = |scheduler: Value| {
+        let Value::Object(config) = scheduler else { panic!("settings are an object") };
+        let class = config["_class_name"].as_str().expect("a class").to_owned();
+        let scheduler = Some(SchedulerRequest { class: Some(class), config, shift: None });
+        let request = PipelineRequest { scheduler, ..without_t5("StableDiffusion3Pipeline") };
+        let mut pipeline = load(&request).expect("the model is complete");
+        let told = Mutex::new(String::new());
+        let events = |event: Event| {
+            if let Event::Warning { message } = event {
+                told.lock().expect("unbroken").push_str(&message);
+            }
+        };
+        let cancel = CancellationToken::default();
+        let mut generators = Generators::from_seed(&Seed::One(1), NoiseDialect::Cpu);
+        let context = Context { events: &events, cancel: &cancel };
+        pipeline.run(&short(json!({ "mu": 0.5 })), &mut generators, context).expect("the call is valid");
+        told.into_inner().expect("unbroken")
+    };
+    let fixed = told(json!({ "_class_name": "FlowMatchHeunDiscreteScheduler" }));
+    assert!(fixed.contains("`mu` has no effect") && fixed.contains("`use_dynamic_shifting`"), "{fixed}");
+    let dynamic = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true });
+    assert_eq!(told(dynamic), "");
 }
 
 #[test]

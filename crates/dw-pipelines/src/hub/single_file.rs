@@ -21,6 +21,9 @@ use crate::{
     weights::single_file::{Checkpoint, CheckpointPart, Part},
 };
 
+/// The file that says of which parts a model consists.
+const MODEL_INDEX: &str = "model_index.json";
+
 /// How many names of stray tensors a warning lists.
 const LISTED_NAMES: usize = 5;
 
@@ -181,21 +184,46 @@ impl SingleFileModel {
     /// The bytes of a file that the diffusers layout would have; weights are not among them.
     pub(super) fn read(&self, path: &str) -> Result<Option<Cow<'static, [u8]>>> {
         if let Some(config) = &self.config {
+            if path == MODEL_INDEX {
+                self.check_kinship(config)?;
+            }
             return match (config.read(path)?, part_of(path)) {
                 (None, Some(_)) if self.kin.is_some() => config.read("config.json"),
                 (found, _) => Ok(found),
             };
         }
         let value = match (path, part_of(path)) {
-            ("model_index.json", _) if !self.holds(self.checkpoint.denoiser()) => {
+            (MODEL_INDEX, _) if !self.holds(self.checkpoint.denoiser()) => {
                 return Err(self.missing(self.checkpoint.denoiser().name()));
             }
-            ("model_index.json", _) => Some(self.checkpoint.model_index()?),
+            (MODEL_INDEX, _) => Some(self.checkpoint.model_index()?),
             ("scheduler/scheduler_config.json", _) => Some(self.checkpoint.scheduler_config()),
             (_, Some(part)) => self.checkpoint.component_config(part, self.kin_config(path)?)?,
             _ => None,
         };
         Ok(value.map(|value| Cow::Owned(value.to_string().into_bytes())))
+    }
+
+    /// Refuses the configuration of a model whose noise another class removes than that of the file.
+    fn check_kinship(&self, config: &ModelFiles) -> Result<()> {
+        let (denoiser, class) = (self.checkpoint.denoiser(), self.checkpoint.denoiser_class());
+        let Some(index) = config.read_json(MODEL_INDEX)? else { return Ok(()) };
+        let wanted = [Part::Unet, Part::Transformer].iter().find_map(|part| index[part.name()][1].as_str());
+        if !self.holds(denoiser) || wanted.is_none_or(|wanted| wanted == class) {
+            return Ok(());
+        }
+        let model = index["_class_name"].as_str().unwrap_or("model of another family");
+        Err(self.of_another_family(format!("`config` is a `{model}`")))
+    }
+
+    fn of_another_family(&self, wanted: String) -> Error {
+        Error::BadFile {
+            path: self.checkpoint.path().to_owned(),
+            reason: format!(
+                "holds a `{}`, but {wanted}; use a file and a model of one family",
+                self.checkpoint.denoiser_class()
+            ),
+        }
     }
 
     fn kin_config(&self, path: &str) -> Result<Option<Value>> {
@@ -226,12 +254,14 @@ impl SingleFileModel {
         Ok(files)
     }
 
-    /// The weights of a component: of the file, else of the configuration's model where they are here already.
+    /// The weights of a component: of the file, else of the configuration's model where they are here already. What
+    /// replaces a component of another model must be in the file.
     pub(super) fn weights(&self, folder: &str, variant: Option<&str>) -> Result<WeightFiles> {
         let missing = || self.missing(folder);
         let Some(part) = Part::named(folder) else { return Err(missing()) };
         if !self.holds(part) {
-            let elsewhere = self.config.as_ref().and_then(|config| config.weights(folder, variant).ok());
+            let config = self.config.as_ref().filter(|_| self.kin.is_none());
+            let elsewhere = config.and_then(|config| config.weights(folder, variant).ok());
             return elsewhere.ok_or_else(missing);
         }
         let path = sub(folder, "config.json");
@@ -243,6 +273,10 @@ impl SingleFileModel {
             path: self.place(&path),
             reason: format!("is not valid JSON ({error}); fetch the model again"),
         })?;
+        let class = config["_class_name"].as_str().filter(|_| part == self.checkpoint.denoiser());
+        if let Some(class) = class.filter(|class| *class != self.checkpoint.denoiser_class()) {
+            return Err(self.of_another_family(format!("`config` describes a `{class}`")));
+        }
         CheckpointPart::new(&self.checkpoint, part, config)?.map(WeightFiles::Part).ok_or_else(missing)
     }
 

@@ -31,7 +31,7 @@ impl<T: Clone> OneOrMany<T> {
 }
 
 /// Settings that are not null by default, and whose null says that the model does without.
-const NULL_SAYS_NONE: [&str; 2] = ["mid_block_type", "norm_num_groups"];
+const NULL_SAYS_NONE: [&str; 3] = ["joint_attention_dim", "mid_block_type", "norm_num_groups"];
 
 /// A configuration's nulls mean "not set", as everywhere in the reference but for the settings that say "none".
 pub(crate) fn without_nulls(config: Value) -> Value {

@@ -25,7 +25,7 @@ pub struct Sd3ControlNetConfig {
     pub attention_head_dim: usize,
     /// Heads per attention.
     pub num_attention_heads: usize,
-    /// Features per text token; none for nets that do not read the text (the 3.5 large ones).
+    /// Features per text token; null for nets that do not read the text (the 3.5 large ones).
     pub joint_attention_dim: Option<usize>,
     /// Features of the pooled text.
     pub pooled_projection_dim: usize,
@@ -52,7 +52,7 @@ impl Default for Sd3ControlNetConfig {
             num_layers: 18,
             attention_head_dim: 64,
             num_attention_heads: 18,
-            joint_attention_dim: None,
+            joint_attention_dim: Some(4096),
             pooled_projection_dim: 2048,
             pos_embed_max_size: 96,
             extra_conditioning_channels: 0,
@@ -184,5 +184,23 @@ impl Blocks {
             }
         }
         Ok(states)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{super::config::without_nulls, *};
+
+    #[test]
+    fn a_net_reads_the_text_unless_its_configuration_says_null() {
+        let text = |settings: Value| {
+            let config = serde_json::from_value::<Sd3ControlNetConfig>(without_nulls(settings));
+            config.expect("a configuration").joint_attention_dim
+        };
+        assert_eq!(text(json!({})), Some(4096));
+        assert_eq!(text(json!({ "joint_attention_dim": 1536 })), Some(1536));
+        assert_eq!(text(json!({ "joint_attention_dim": null, "qk_norm": null })), None);
     }
 }

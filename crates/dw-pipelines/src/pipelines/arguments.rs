@@ -124,6 +124,12 @@ impl Texts {
             Self::Many(texts) => texts,
         }
     }
+
+    /// The texts, unless they are one empty text: for the reference that is no text, while a list of empty ones is.
+    pub(crate) fn unless_nothing(&self) -> Option<&Self> {
+        let is_nothing = matches!(self, Self::One(text) if text.is_empty());
+        (!is_nothing).then_some(self)
+    }
 }
 
 impl<'de> Deserialize<'de> for Texts {

@@ -8,25 +8,46 @@ use serde_json::Value;
 use super::{
     arguments::group,
     call::steps,
+    flow::check_strength,
     image_to_image::{Given, StartPictures, pictures, steps_of},
     inpaint::MaskArguments,
     text_to_image::{Generation, refuse},
 };
 use crate::{Result, registry::Task};
 
-/// Checks a call of a class of the Stable Diffusion families with this `schema`. The remarks are about what works, but
-/// was probably not meant.
+/// Checks a call of a class of the Stable Diffusion families with UNets with this `schema`. The remarks are about what
+/// works, but was probably not meant.
 pub(crate) fn check(task: Task, schema: &Value, arguments: &Arguments) -> Result<Vec<String>> {
     let arguments = &with_schedule(schema, arguments);
     let call: Generation = group(arguments)?;
-    call.check(1.0)?;
     let strength = arguments.values.get("strength").and_then(Value::as_f64);
     if let (Some(strength), None) = (strength, given(arguments, "denoising_start")) {
         steps_of(steps(&call), strength)?;
     }
+    check_generation(task, &call, arguments)
+}
+
+/// Checks a call of a class of a family of rectified flows with this `schema`, like [`check`].
+pub(crate) fn check_flow_call(task: Task, schema: &Value, arguments: &Arguments) -> Result<Vec<String>> {
+    if let Some(strength) = arguments.values.get("strength").and_then(Value::as_f64) {
+        check_strength(strength)?;
+    }
+    let takes = |name: &str| schema.pointer(&format!("/properties/{name}")).is_some();
+    for (name, pictures) in [("control_image", "the picture that steers the result"), ("control_mask", "a mask")] {
+        if takes(name) && given(arguments, name).is_none() {
+            return Err(refuse(name, format!("is missing; give {pictures}")));
+        }
+    }
+    // A ControlNet that paints has picture and mask of its own.
+    let task = if takes("control_mask") { Task::TextToImage } else { task };
+    check_generation(task, &group(arguments)?, arguments)
+}
+
+fn check_generation(task: Task, call: &Generation, arguments: &Arguments) -> Result<Vec<String>> {
+    call.check(1.0)?;
     let mut remarks = Vec::new();
     match task {
-        Task::TextToImage => remarks.extend(empty_prompt(&call)),
+        Task::TextToImage => remarks.extend(empty_prompt(call)),
         Task::ImageToImage | Task::Edit | Task::Upscale => {
             group::<StartPictures>(arguments)?.given(arguments)?;
         }

@@ -122,12 +122,18 @@ pub(crate) fn even_sigmas(steps: usize) -> Vec<f64> {
     (0..steps).map(|i| if i > 0 && i + 1 == steps { last } else { 1.0 + i as f64 * step }).collect()
 }
 
+/// Refuses strengths that are no fraction.
+pub(crate) fn check_strength(strength: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&strength) {
+        return Ok(());
+    }
+    Err(refuse("strength", format!("must lie between 0 and 1, found `{strength}`")))
+}
+
 /// The first of the scheduler's timesteps that is run when a fraction `strength` of `steps` is. Unlike in the older
 /// families a step that is begun counts.
 pub(crate) fn first_index(scheduler: &dyn Scheduler, steps: usize, strength: f64) -> Result<usize> {
-    if !(0.0..=1.0).contains(&strength) {
-        return Err(refuse("strength", format!("must lie between 0 and 1, found `{strength}`")));
-    }
+    check_strength(strength)?;
     let first = (steps as f64 - (steps as f64 * strength).min(steps as f64)) as usize * scheduler.order();
     if first < scheduler.timesteps().len() {
         return Ok(first);

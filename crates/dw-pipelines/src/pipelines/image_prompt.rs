@@ -18,7 +18,7 @@ use crate::{
     models::{ClipVisionModel, ImageFeatures, ImagePrompts},
 };
 
-/// One handle, a list of them, or a list with one entry for each adapter.
+/// One handle, a list of them, or a list with one entry for each adapter (or ControlNet).
 #[derive(Clone, Debug, Serialize)]
 pub struct Handles(Vec<Vec<ArtifactRef>>);
 
@@ -50,13 +50,18 @@ impl JsonSchema for Handles {
 impl Handles {
     /// The handles of each of `adapters`. With one adapter, a flat list is all its own.
     pub(crate) fn for_each(&self, name: &str, adapters: usize) -> Result<Vec<Vec<ArtifactRef>>> {
-        if adapters == 1 {
+        self.shared_out(name, (adapters, "IP-Adapters"))
+    }
+
+    /// The handles of each of so many `things`. One thing has all of a flat list.
+    pub(crate) fn shared_out(&self, name: &str, (count, things): (usize, &str)) -> Result<Vec<Vec<ArtifactRef>>> {
+        if count == 1 {
             return Ok(vec![self.0.concat()]);
         }
-        if self.0.len() == adapters {
+        if self.0.len() == count {
             return Ok(self.0.clone());
         }
-        let reason = format!("has {} entries for {adapters} IP-Adapters; give a list with one for each", self.0.len());
+        let reason = format!("has {} entries for {count} {things}; give a list with one for each", self.0.len());
         Err(refuse(name, reason))
     }
 }

@@ -302,7 +302,7 @@ impl Masked {
 }
 
 /// The nearest value for each latent: `(n, 1, height, width)` to `(n, 1, height / scale, width / scale)`.
-fn at_latents(mask: &Tensor, scale: usize) -> Result<Tensor> {
+pub(crate) fn at_latents(mask: &Tensor, scale: usize) -> Result<Tensor> {
     let (rows, _, height, width) = mask.dims4()?;
     let blocks = mask.reshape((rows, height / scale, scale, width / scale, scale))?;
     Ok(blocks.narrow(2, 0, 1)?.narrow(D::Minus1, 0, 1)?.reshape((rows, 1, height / scale, width / scale))?)

@@ -175,6 +175,7 @@ enum Scale {
 impl Scale {
     fn new(scale: &IpAdapterScale, unet: &UnetConfig) -> Result<Self> {
         match scale {
+            IpAdapterScale::Usual => Ok(Self::Everywhere(1.0)),
             IpAdapterScale::Everywhere(scale) => Ok(Self::Everywhere(*scale)),
             IpAdapterScale::ByBlock(blocks) => by_block(blocks, unet).map(Self::ByPrefix),
             IpAdapterScale::ByLayer(numbers) => by_layer(numbers, unet).map(Self::ByPrefix),

@@ -16,6 +16,7 @@ use super::{
     components::{Model, Parts, SchedulerSetup, SharedComponent, numbered},
     ip_adapter::{Found, IpAdapters, check_encoder},
     memory::{Call, Decision, Memory, Need as MemoryNeed, base_name, decide, refuse_if_too_large},
+    text_to_image::refuse,
 };
 use crate::{
     Error, Result, device,
@@ -212,8 +213,14 @@ pub(crate) fn fit(
 }
 
 /// Refuses replacements for components that the class does not have. Leaving such a component out is fine:
-/// `"safety_checker": null` is common.
+/// `"safety_checker": null` is common. Without a scheduler nothing can be denoised.
 fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Result<()> {
+    let is_omitted = request.components.get("scheduler").is_some_and(|choice| matches!(choice, ComponentChoice::Omit));
+    if is_omitted && request.scheduler.is_none() && implementation.task != Task::Prior {
+        let reason = "is left out, and nothing can be denoised without; remove `\"scheduler\": null`, or name another one \
+                      as `scheduler` of the step";
+        return Err(refuse("scheduler", reason));
+    }
     let names = || implementation.slots.iter().map(|slot| slot.name);
     for (name, choice) in &request.components {
         if !matches!(choice, ComponentChoice::Omit) && !names().any(|known| known == name) {

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use dw_core::{
     arguments::{Arguments, ArtifactRef},
     artifact::Entry,
+    event::Event,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use super::{
     decode::Scaling,
     flow::{FlowGeneration, ShiftArguments, check_flow, is_dynamic, set_timesteps, shift_for},
     guidance::Guidance,
-    latent_control::{LatentControlCall, Rows},
+    latent_control::{LatentControlCall, LatentControlMasks, LatentControlPictures, Rows},
     sd3_image_prompt::{ImagePromptInput, PicturePrompts},
     sd3_prompt::Prompts,
     sd3_transformer::{ConditionedTransformer, SkippedLayers},
@@ -164,19 +165,41 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
 
 /// The arguments of `StableDiffusion3ControlNetPipeline`.
 pub(crate) fn control_schema() -> Value {
+    merged_schema("StableDiffusion3ControlNetPipeline", &control_groups())
+}
+
+fn control_groups() -> Vec<Value> {
     let mut groups = groups();
     groups.extend([
         group_schema::<StartingNoise>(),
-        group_schema::<super::control::ControlPictures>(),
+        group_schema::<LatentControlPictures>(),
         group_schema::<ControlArguments>(),
     ]);
-    merged_schema("StableDiffusion3ControlNetPipeline", &groups)
+    groups
 }
 
 /// One call of `StableDiffusion3ControlNetPipeline`.
 pub(crate) fn run_control(parts: &Parts, arguments: &Arguments, surroundings: Surroundings<'_>) -> Result<Entry> {
     refuse_unknown(parts.class, arguments, &control_schema())?;
     let control = LatentControlCall::read(parts, arguments)?;
+    generate(parts, arguments, Some(control), surroundings)
+}
+
+/// The arguments of `StableDiffusion3ControlNetInpaintingPipeline`.
+pub(crate) fn control_inpainting_schema() -> Value {
+    let mut groups = control_groups();
+    groups.push(group_schema::<LatentControlMasks>());
+    merged_schema("StableDiffusion3ControlNetInpaintingPipeline", &groups)
+}
+
+/// One call of `StableDiffusion3ControlNetInpaintingPipeline`.
+pub(crate) fn run_control_inpainting(
+    parts: &Parts,
+    arguments: &Arguments,
+    surroundings: Surroundings<'_>,
+) -> Result<Entry> {
+    refuse_unknown(parts.class, arguments, &control_inpainting_schema())?;
+    let control = LatentControlCall::read_inpainting(parts, arguments)?;
     generate(parts, arguments, Some(control), surroundings)
 }
 
@@ -195,7 +218,7 @@ fn generate(
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
     control.as_ref().map_or(Ok(()), |control| control.check_prompts(prompts.count))?;
-    let mut scheduler = schedule(parts, arguments, &call, size)?;
+    let mut scheduler = schedule(parts, arguments, &call, size, surroundings.context)?;
 
     let indices = 0..scheduler.timesteps().len();
     let mut conditioned = condition(parts, prompts, given.guidance_scale, arguments, surroundings.context)?;
@@ -291,11 +314,20 @@ pub(crate) fn schedule(
     arguments: &Arguments,
     call: &Generation,
     size: (usize, usize),
+    context: Context<'_>,
 ) -> Result<Box<dyn Scheduler>> {
     let ShiftArguments { mu } = group(arguments)?;
     let mut scheduler = parts.scheduler.create()?;
     check_flow(&*scheduler)?;
     let config = scheduler.config_json();
+    if mu.is_some() && !is_dynamic(&config) {
+        let message = format!(
+            "`mu` has no effect: `{}` shifts its schedule alike for all sizes; set `use_dynamic_shifting` in \
+             `scheduler.from_config_args`, or leave `mu` out",
+            scheduler.class()
+        );
+        context.events.emit(Event::Warning { message });
+    }
     let pixels = scale_factor(parts) * parts.denoiser()?.patch;
     let tokens = (size.0 / pixels) * (size.1 / pixels);
     let mu = mu.or_else(|| is_dynamic(&config).then(|| shift_for(&config, tokens, MAX_SHIFT)));

@@ -61,7 +61,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
     let (size, _) = start.size(parts)?;
-    let mut scheduler = schedule(parts, arguments, &call, size)?;
+    let mut scheduler = schedule(parts, arguments, &call, size, surroundings.context)?;
     let first = first_index(&*scheduler, steps(&call), strength)?;
 
     let conditioned = condition(parts, prompts, given.guidance_scale, arguments, surroundings.context)?;

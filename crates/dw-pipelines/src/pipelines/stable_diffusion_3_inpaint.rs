@@ -42,7 +42,7 @@ pub(crate) fn run(parts: &Parts, arguments: &Arguments, surroundings: Surroundin
     let prompts = Prompts::new(parts, &call, &given, arguments)?;
     let pictures = prompts.count * call.num_images_per_prompt;
     check_generators(surroundings.generators, pictures)?;
-    let mut scheduler = schedule(parts, arguments, &call, size)?;
+    let mut scheduler = schedule(parts, arguments, &call, size, surroundings.context)?;
     let first = first_index(&*scheduler, steps(&call), strength)?;
 
     let mut conditioned = condition(parts, prompts, given.guidance_scale, arguments, surroundings.context)?;

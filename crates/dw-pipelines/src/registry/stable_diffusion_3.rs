@@ -73,4 +73,17 @@ pub(super) static CLASSES: &[PipelineClass] = &[
             run: stable_diffusion_3::run_control,
         }),
     },
+    PipelineClass {
+        name: "StableDiffusion3ControlNetInpaintingPipeline",
+        summary: "Parts of a picture painted anew with Stable Diffusion 3 and 3.5, by a ControlNet made for it",
+        schema: stable_diffusion_3::control_inpainting_schema,
+        target: Target::Class(Implementation {
+            class: "StableDiffusion3ControlNetInpaintingPipeline",
+            family: Family::StableDiffusion3,
+            task: Task::Inpaint,
+            steering: Steering::ControlNets,
+            slots: &CONTROL_SLOTS,
+            run: stable_diffusion_3::run_control_inpainting,
+        }),
+    },
 ];

@@ -36,6 +36,8 @@ config! {
 
 /// `FlowMatchEulerDiscreteScheduler`.
 pub(super) struct FlowMatchEulerDiscrete {
+    /// What messages call it.
+    class: &'static str,
     config: FlowMatchEulerDiscreteConfig,
     /// Both ends of the training schedule, shifted by the shift of the configuration.
     sigma_min: f32,
@@ -60,6 +62,18 @@ pub(super) fn ends(num_train_timesteps: usize, shift: f64) -> (f32, f32) {
 }
 
 impl FlowMatchEulerDiscrete {
+    /// The sampler as another `class` runs it.
+    pub(super) fn of(class: &'static str, config: FlowMatchEulerDiscreteConfig) -> Result<Self> {
+        check_shift(class, config.shift)?;
+        spacing::one_curve(class, config.use_karras_sigmas, config.use_exponential_sigmas, config.use_beta_sigmas)?;
+        if config.num_train_timesteps == 0 {
+            return Err(option_error(class, "num_train_timesteps", "must be at least 1"));
+        }
+        let shift = if config.use_dynamic_shifting { 1.0 } else { config.shift };
+        let (sigma_min, sigma_max) = ends(config.num_train_timesteps, shift);
+        Ok(Self { class, config, sigma_min, sigma_max, timesteps: Vec::new(), sigmas: Vec::new() })
+    }
+
     /// The times of a run before any shift, and the precision the reference has them in.
     fn unshifted(&self, request: &TimestepRequest) -> Result<(Vec<f64>, Precision)> {
         let train = self.config.num_train_timesteps as f64;
@@ -120,19 +134,7 @@ impl FromConfig for FlowMatchEulerDiscrete {
     type Config = FlowMatchEulerDiscreteConfig;
 
     fn from_config(config: Self::Config) -> Result<Self> {
-        check_shift(Self::CLASS, config.shift)?;
-        spacing::one_curve(
-            Self::CLASS,
-            config.use_karras_sigmas,
-            config.use_exponential_sigmas,
-            config.use_beta_sigmas,
-        )?;
-        if config.num_train_timesteps == 0 {
-            return Err(option_error(Self::CLASS, "num_train_timesteps", "must be at least 1"));
-        }
-        let shift = if config.use_dynamic_shifting { 1.0 } else { config.shift };
-        let (sigma_min, sigma_max) = ends(config.num_train_timesteps, shift);
-        Ok(Self { config, sigma_min, sigma_max, timesteps: Vec::new(), sigmas: Vec::new() })
+        Self::of(Self::CLASS, config)
     }
 }
 
@@ -140,7 +142,7 @@ impl Scheduler for FlowMatchEulerDiscrete {
     basics!(sigmas);
 
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<()> {
-        spacing::refuse_custom(Self::CLASS, request, true, true)?;
+        spacing::refuse_custom(self.class, request, true, true)?;
         let mut sigmas: Vec<f32> = self.schedule(request)?.into_iter().map(|sigma| sigma as f32).collect();
         let train = self.config.num_train_timesteps as f32;
         if self.config.invert_sigmas {
@@ -184,7 +186,7 @@ impl Scheduler for FlowMatchEulerDiscrete {
     }
 
     fn set_shift(&mut self, shift: f64) -> Result<()> {
-        check_shift(Self::CLASS, shift)?;
+        check_shift(self.class, shift)?;
         self.config.shift = shift;
         Ok(())
     }

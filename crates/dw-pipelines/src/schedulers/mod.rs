@@ -28,6 +28,7 @@ mod exponential;
 mod flow;
 mod flow_match_euler_discrete;
 mod flow_match_heun_discrete;
+mod flow_match_lcm;
 mod heun_discrete;
 mod k_dpm_2_ancestral_discrete;
 mod k_dpm_2_discrete;

@@ -66,6 +66,8 @@ static MEANINGS: &[(&str, &str)] = &[
     ("sigma_data", "Standard deviation of the data the model was trained on."),
     ("sigma_schedule", "The curve of the noise levels."),
     ("rho", "Exponent of the `karras` curve."),
+    ("scale_factors", "How large the latents are after each step; not possible here."),
+    ("upscale_mode", "How latents grow with `scale_factors`."),
 ];
 
 /// The schema of a configuration, with a description for each option.

@@ -11,8 +11,9 @@ use super::{
     edm_dpmsolver_multistep::EdmDpmSolverMultistep, edm_euler::EdmEuler,
     euler_ancestral_discrete::EulerAncestralDiscrete, euler_discrete::EulerDiscrete,
     flow_match_euler_discrete::FlowMatchEulerDiscrete, flow_match_heun_discrete::FlowMatchHeunDiscrete,
-    heun_discrete::HeunDiscrete, k_dpm_2_ancestral_discrete::KDpm2AncestralDiscrete, k_dpm_2_discrete::KDpm2Discrete,
-    lcm::Lcm, lms_discrete::LmsDiscrete, options, pndm::Pndm, tcd::Tcd, unipc_multistep::UniPcMultistep,
+    flow_match_lcm::FlowMatchLcm, heun_discrete::HeunDiscrete, k_dpm_2_ancestral_discrete::KDpm2AncestralDiscrete,
+    k_dpm_2_discrete::KDpm2Discrete, lcm::Lcm, lms_discrete::LmsDiscrete, options, pndm::Pndm, tcd::Tcd,
+    unipc_multistep::UniPcMultistep,
 };
 use crate::{Error, Result};
 
@@ -66,6 +67,7 @@ static CLASSES: &[SchedulerClass] = &[
     row::<EulerDiscrete>("First-order Euler steps; plain, fast, the default of SDXL"),
     row::<FlowMatchEulerDiscrete>("Euler for rectified flows: SD3, Flux and their descendants"),
     row::<FlowMatchHeunDiscrete>("Heun for rectified flows; two model calls for each step"),
+    row::<FlowMatchLcm>("For rectified flows distilled into latent consistency models; 2 to 8 steps"),
     row::<HeunDiscrete>("Second order; two model calls for each step"),
     row::<KDpm2AncestralDiscrete>("DPM2 with fresh noise at each step; two model calls for each step"),
     row::<KDpm2Discrete>("DPM2; two model calls for each step"),

@@ -313,6 +313,23 @@ fn impossible_runs_are_refused_with_a_remedy() {
     assert!(error.to_string().contains("mu"), "{error}");
 }
 
+#[test]
+fn consistency_models_on_a_flow_jump_as_euler_does_with_fresh_noise() {
+    let settings = json!({ "shift": 3.0, "use_karras_sigmas": true });
+    let mut stochastic = settings.clone();
+    stochastic["stochastic_sampling"] = json!(true);
+    let drawn = |class: &str, config: Value| {
+        let sample = run(&mut *create(class, &map(config)).expect("possible"), 3, DType::F32);
+        sample.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("floats")
+    };
+    let sample = drawn("FlowMatchLCMScheduler", settings);
+    assert_eq!(sample, drawn("FlowMatchEulerDiscreteScheduler", stochastic));
+    let text = refusal("FlowMatchLCMScheduler", json!({"shift": 0.0}));
+    assert!(text.contains("`FlowMatchLCMScheduler`"), "{text}");
+    let text = refusal("FlowMatchLCMScheduler", json!({"scale_factors": [0.5, 1.0]}));
+    assert!(text.contains("scale_factors") && text.contains("remove it"), "{text}");
+}
+
 /// Runs a scheduler on zeros for every step and returns the last sample.
 fn run(scheduler: &mut dyn Scheduler, steps: usize, dtype: DType) -> Tensor {
     scheduler.set_timesteps(&TimestepRequest::steps(steps)).expect("a schedule");

@@ -305,6 +305,16 @@ fn a_component_may_come_from_a_file_of_its_own_in_either_layout() {
 }
 
 #[test]
+fn a_component_that_is_not_in_its_file_is_not_taken_from_the_configuration() {
+    let temp = TempFolder::new();
+    let source = single(temp.write(&component("sdxl", "vae")), Some("sdxl"));
+    let mut request = request("StableDiffusionXLPipeline", ModelSource::Folder(model("sdxl")));
+    request.components.insert("unet".into(), replacement("UNet2DConditionModel", source));
+    let message = complaint(&request);
+    assert!(message.contains("holds no `unet`, only `vae`"), "{message}");
+}
+
+#[test]
 fn a_tensor_that_is_missing_is_named_as_in_the_file_and_as_in_diffusers() {
     let temp = TempFolder::new();
     let mut tensors = sd15();

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use dw_pipelines::request::ModelSource;
 use serde_json::{Value, json};
 
-use super::{TempFolder, assert_identical, open, original::Tensors, weights};
+use super::{TempFolder, assert_identical, complaint, open, original::Tensors, request, single, weights};
 
 const WIDTH: usize = 32;
 const TEXT: usize = 48;
@@ -268,4 +268,13 @@ fn a_transformer_whose_shapes_do_not_fit_together_is_refused() {
         Ok(_) => String::from("nothing"),
     };
     assert!(message.contains("add `config`"), "heads of 16 features are unusual: {message}");
+}
+
+#[test]
+fn a_file_of_another_family_than_its_configuration_is_refused() {
+    let folder = TempFolder::new();
+    let path = folder.write(&sd3_in_original_names(&sd3(), "model.diffusion_model."));
+    let message = complaint(&request("StableDiffusionXLPipeline", single(path, Some("sdxl"))));
+    assert!(message.contains("holds a `SD3Transformer2DModel`"), "{message}");
+    assert!(message.contains("`config` is a `StableDiffusionXLPipeline`"), "{message}");
 }

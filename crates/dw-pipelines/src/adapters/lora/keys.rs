@@ -171,6 +171,14 @@ const BEGINNINGS: &[(&str, &str, Component)] = &[
     ("double_blocks.", "double_blocks.", Component::Denoiser),
     ("single_blocks.", "single_blocks.", Component::Denoiser),
     ("joint_blocks.", "joint_blocks.", Component::Denoiser),
+    ("pos_embed.", "pos_embed.", Component::Denoiser),
+    ("x_embedder", "x_embedder", Component::Denoiser),
+    ("context_embedder", "context_embedder", Component::Denoiser),
+    ("time_text_embed.", "time_text_embed.", Component::Denoiser),
+    ("t_embedder.", "t_embedder.", Component::Denoiser),
+    ("y_embedder.", "y_embedder.", Component::Denoiser),
+    ("norm_out.", "norm_out.", Component::Denoiser),
+    ("proj_out", "proj_out", Component::Denoiser),
     ("img_in", "img_in", Component::Denoiser),
     ("txt_in", "txt_in", Component::Denoiser),
     ("time_in.", "time_in.", Component::Denoiser),
@@ -407,6 +415,14 @@ mod tests {
             Part::UpBias,
         );
         is("img_in.lora_A.weight", Component::Denoiser, "img_in", Part::Down);
+        for path in
+            ["x_embedder.proj", "context_embedder", "t_embedder.mlp.2", "y_embedder.mlp.0", "final_layer.linear"]
+                .into_iter()
+                .chain(["pos_embed.proj", "time_text_embed.text_embedder.linear_1", "norm_out.linear", "proj_out"])
+        {
+            let module = path.replace('.', "_");
+            is(&format!("base_model.model.{path}.lora_B.weight"), Component::Denoiser, &module, Part::Up);
+        }
         let joint = "joint_blocks_0_context_block_attn_qkv";
         is(&format!("lora_unet_{joint}.lora_up.weight"), Component::Denoiser, joint, Part::Up);
         let t5 = "encoder_block_0_layer_0_SelfAttention_q";

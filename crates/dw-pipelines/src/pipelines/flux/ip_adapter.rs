@@ -54,6 +54,7 @@ pub(crate) fn check(found: &Found<'_>, config: &FluxConfig, encoder_features: Op
 fn scales(scale: &IpAdapterScale, config: &FluxConfig) -> Result<Vec<f64>> {
     let blocks = config.num_layers;
     match scale {
+        IpAdapterScale::Usual => Ok(vec![1.0; blocks]),
         IpAdapterScale::Everywhere(scale) => Ok(vec![*scale; blocks]),
         IpAdapterScale::ByLayer(numbers) if numbers.len() == blocks => Ok(numbers.clone()),
         IpAdapterScale::ByLayer(numbers) => Err(refuse(
@@ -83,6 +84,7 @@ mod tests {
     fn a_scale_is_one_number_or_one_for_each_double_block() {
         let config = FluxConfig { num_layers: 3, ..FluxConfig::default() };
         let read = |value| IpAdapterScale::from_json(&value).and_then(|scale| scales(&scale, &config));
+        assert_eq!(read(json!(null)).expect("valid"), [1.0, 1.0, 1.0]);
         assert_eq!(read(json!(0.5)).expect("valid"), [0.5, 0.5, 0.5]);
         assert_eq!(read(json!([0.1, 0.2, 1])).expect("valid"), [0.1, 0.2, 1.0]);
         let said = read(json!([0.1, 0.2])).expect_err("too few").to_string();

@@ -16,6 +16,9 @@ use crate::{
 
 const IMAGE_ENCODER: &str = "image_encoder";
 
+/// How strongly an adapter acts when its step does not say.
+const USUAL_SCALE: f64 = 0.5;
+
 /// Refuses what the family does not take, whatever the files hold.
 pub(super) fn check_requests(requests: &[IpAdapterRequest]) -> Result<()> {
     if requests.len() > 1 {
@@ -27,6 +30,7 @@ pub(super) fn check_requests(requests: &[IpAdapterRequest]) -> Result<()> {
 
 fn scale(request: &IpAdapterRequest) -> Result<f64> {
     match request.scale {
+        IpAdapterScale::Usual => Ok(USUAL_SCALE),
         IpAdapterScale::Everywhere(scale) => Ok(scale),
         IpAdapterScale::ByBlock(_) | IpAdapterScale::ByLayer(_) => Err(refuse(
             "ip_adapter.scale",

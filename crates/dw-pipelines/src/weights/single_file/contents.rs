@@ -170,6 +170,15 @@ impl Family {
             Self::StableDiffusion1 | Self::StableDiffusion2 | Self::Xl | Self::XlRefiner => Part::Unet,
         }
     }
+
+    /// The class of that part.
+    pub(crate) fn denoiser_class(self) -> &'static str {
+        match self {
+            Self::StableDiffusion3 => "SD3Transformer2DModel",
+            Self::Flux => "FluxTransformer2DModel",
+            Self::StableDiffusion1 | Self::StableDiffusion2 | Self::Xl | Self::XlRefiner => "UNet2DConditionModel",
+        }
+    }
 }
 
 /// What was found in a file.

@@ -103,6 +103,11 @@ impl Checkpoint {
         self.contents.family.denoiser()
     }
 
+    /// The class of that component.
+    pub(crate) fn denoiser_class(&self) -> &'static str {
+        self.contents.family.denoiser_class()
+    }
+
     /// The components that a pipeline of its family has and the file has not.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         let parts: &[Part] = match self.contents.family {

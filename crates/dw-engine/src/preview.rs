@@ -50,6 +50,9 @@ pub struct StepPreview {
     pub files: Vec<PathBuf>,
     /// What its pipeline will need of the device's memory, when its files are on this machine.
     pub fit: Option<FitPlan>,
+    /// What is wrong with the files of its pipeline, as far as they are on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A model that a step would load.
@@ -97,19 +100,24 @@ impl Engine {
         let files = files(step, &planned.plan.id, calls);
         let fit = match &step.action {
             Action::Pipeline(pipeline) => self.fit(pipeline, &planned.plan.base_dir),
-            Action::Reference(_) | Action::Task(_) | Action::Workflow(_) => None,
+            Action::Reference(_) | Action::Task(_) | Action::Workflow(_) => Ok(None),
         };
-        StepPreview { step: step.name.clone(), action, models, iterations: calls, files, fit }
+        let (fit, problem) = fit.map_or_else(|problem| (None, Some(problem)), |fit| (fit, None));
+        StepPreview { step: step.name.clone(), action, models, iterations: calls, files, fit, problem }
     }
 
     /// The memory that a pipeline will need; none when its files are not on this machine, or components come from
-    /// earlier steps.
-    fn fit(&self, step: &PipelineStep, base_dir: &Path) -> Option<FitPlan> {
+    /// earlier steps. The error says what is wrong with a file that is here.
+    fn fit(&self, step: &PipelineStep, base_dir: &Path) -> Result<Option<FitPlan>, String> {
         let cancel = CancellationToken::default();
         let context = Context { events: &Silent, cancel: &cancel };
         let hub = Hub { offline: true, ..self.hub.clone() };
-        let request = pipelines::request(step, base_dir, self).ok()?;
-        Pipeline::plan(&request, &hub, &self.cache, context).ok()
+        let Ok(request) = pipelines::request(step, base_dir, self) else { return Ok(None) };
+        match Pipeline::plan(&request, &hub, &self.cache, context) {
+            Ok(plan) => Ok(Some(plan)),
+            Err(error @ dw_pipelines::Error::BadFile { .. }) => Err(error.to_string()),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The model of a pipeline step and whatever it takes from elsewhere.

@@ -5,13 +5,14 @@
 use std::{
     io::BufWriter,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use dw_core::{cancel::CancellationToken, document::with_finite_numbers};
 use dw_pipelines::{
     Error, Result,
     quant::Format,
-    weights::{Written, folder, write_quantized},
+    weights::{Source, Written, folder, single_file::Checkpoint, write_quantized},
 };
 use fs_err as fs;
 use serde_json::{Value, json};
@@ -22,7 +23,8 @@ const DENOISERS: [&str; 2] = ["transformer", "unet"];
 /// What to quantize.
 #[derive(Clone, Debug)]
 pub struct QuantizeRequest {
-    /// A model in the diffusers layout, or a folder with one component.
+    /// A model in the diffusers layout, a folder with one component, or a checkpoint in a single file, of which one
+    /// component is written.
     pub model: PathBuf,
     /// The format of its layers.
     pub format: Format,
@@ -30,6 +32,11 @@ pub struct QuantizeRequest {
     pub output: PathBuf,
     /// Components to quantize; the denoiser when none is named.
     pub components: Vec<String>,
+    /// A folder with the configuration of a component in a single file, where its shapes do not say everything: a model
+    /// in the diffusers layout, or the component of one.
+    pub config: Option<PathBuf>,
+    /// The variant of their weights (`fp16`) that is read.
+    pub variant: Option<String>,
 }
 
 /// Quantizes and writes. `progress` hears of the component and the bytes read of how many. Gives what was written, by
@@ -39,30 +46,90 @@ pub fn quantize(
     cancel: &CancellationToken,
     progress: &mut dyn FnMut(&str, u64, u64),
 ) -> Result<Vec<(String, Written)>> {
+    let mut tell = |component: &str, done: u64, total: u64| {
+        cancel.check()?;
+        progress(component, done, total);
+        Ok(())
+    };
+    if request.model.is_file() {
+        return quantize_file(request, &mut tell);
+    }
     let components = components(request)?;
-    check_output(&request.output)?;
-    let parent = request.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)?;
-    let staging = tempfile::Builder::new().prefix(".dw-").suffix(".tmp").tempdir_in(parent)?;
+    check_output(&request.output, &request.model)?;
+    let staging = Staging::beside(&request.output)?;
     copy_folder(&request.model, staging.path(), &components, cancel)?;
     let mut written = Vec::new();
     for component in components {
-        let source = request.model.join(&component);
-        let target = staging.path().join(&component);
-        let mut tell = |done: u64, total: u64| {
-            cancel.check()?;
-            progress(&component, done, total);
-            Ok(())
-        };
-        let report = write_component(&source, &target, request.format, &mut tell)?;
+        let (source, target) = (request.model.join(&component), staging.path().join(&component));
+        let files = folder::weight_files(&source, request.variant.as_deref())?;
+        let config = read_config(&target.join("config.json"))?;
+        let mut tell = |done, total| tell(&component, done, total);
+        let report = write_component(Source::Files(&files), config, &target, request.format, &mut tell)?;
         written.push((component.clone(), report));
     }
-    if request.output.is_dir() {
-        fs::remove_dir(&request.output)?;
-    }
-    let staging = staging.keep();
-    fs::rename(&staging, &request.output).inspect_err(|_| drop(fs::remove_dir_all(&staging)))?;
+    staging.settle(&request.output)?;
     Ok(written)
+}
+
+/// Quantizes one component of a checkpoint in a single file into a folder of its own.
+fn quantize_file(
+    request: &QuantizeRequest,
+    tell: &mut dyn FnMut(&str, u64, u64) -> Result<()>,
+) -> Result<Vec<(String, Written)>> {
+    let checkpoint = Arc::new(Checkpoint::open(&request.model)?);
+    let place = request.model.display();
+    let held = checkpoint.components().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let name = match request.components.as_slice() {
+        [] => checkpoint.main_component().ok_or_else(|| {
+            Error::Unsupported(format!("`{place}` holds {held}; name one of them with `--component`"))
+        })?,
+        [one] => one.as_str(),
+        _ => {
+            return Err(Error::Unsupported(format!(
+                "of a single file one component is written, to a folder of its own; name one `--component` of {held}"
+            )));
+        }
+    };
+    let config = request.config.as_deref().map(|folder| component_config(folder, name)).transpose()?;
+    let (part, config) = checkpoint
+        .component(name, config)?
+        .ok_or_else(|| Error::Unsupported(format!("`{place}` has no component `{name}`; it holds {held}")))?;
+    check_output(&request.output, &request.model)?;
+    let staging = Staging::beside(&request.output)?;
+    let mut tell = |done, total| tell(name, done, total);
+    let written = write_component(Source::Part(&part), config, staging.path(), request.format, &mut tell)?;
+    staging.settle(&request.output)?;
+    Ok(vec![(name.to_owned(), written)])
+}
+
+/// The configuration of the component `name` in a model, or of the component itself.
+fn component_config(folder: &Path, name: &str) -> Result<Value> {
+    let of_model = folder.join(name).join("config.json");
+    read_config(&if of_model.is_file() { of_model } else { folder.join("config.json") })
+}
+
+/// A folder beside the wanted one, which goes away unless it is settled.
+struct Staging(tempfile::TempDir);
+
+impl Staging {
+    fn beside(output: &Path) -> Result<Self> {
+        let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(parent)?;
+        Ok(Self(tempfile::Builder::new().prefix(".dw-").suffix(".tmp").tempdir_in(parent)?))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Gives it its name.
+    fn settle(self, output: &Path) -> Result<()> {
+        if output.is_dir() {
+            fs::remove_dir(output)?;
+        }
+        let staging = self.0.keep();
+        Ok(fs::rename(&staging, output).inspect_err(|_| drop(fs::remove_dir_all(&staging)))?)
+    }
 }
 
 /// The components to quantize as folders below the model; one empty name for a folder that is a component itself.
@@ -70,8 +137,8 @@ fn components(request: &QuantizeRequest) -> Result<Vec<String>> {
     let (model, place) = (&request.model, request.model.display());
     if !model.is_dir() {
         return Err(Error::Source(format!(
-            "`{place}` is no folder; name a model in the diffusers layout on this machine (a model of the hub must be \
-             downloaded first)"
+            "nothing is at `{place}`; name a model in the diffusers layout or a checkpoint on this machine (a model of the \
+             hub must be downloaded first)"
         )));
     }
     if !model.join("model_index.json").is_file() {
@@ -90,9 +157,8 @@ fn components(request: &QuantizeRequest) -> Result<Vec<String>> {
             ))),
         };
     }
-    let is_there = |name: &str| folder::weight_files(&model.join(name), None).is_ok();
     if request.components.is_empty() {
-        let found = DENOISERS.into_iter().find(|name| is_there(name));
+        let found = DENOISERS.into_iter().find(|name| model.join(name).is_dir());
         let found = found.ok_or_else(|| {
             let names = DENOISERS.join("` or `");
             Error::BadFile {
@@ -100,6 +166,7 @@ fn components(request: &QuantizeRequest) -> Result<Vec<String>> {
                 reason: format!("has no `{names}`; name a component with `--component`"),
             }
         })?;
+        folder::weight_files(&model.join(found), request.variant.as_deref())?;
         return Ok(vec![found.to_owned()]);
     }
     for name in &request.components {
@@ -107,12 +174,44 @@ fn components(request: &QuantizeRequest) -> Result<Vec<String>> {
         if !is_plain {
             return Err(Error::Unsupported(format!("`{name}` is no name of a component; use one like `transformer`")));
         }
-        folder::weight_files(&model.join(name), None)?;
+        if !model.join(name).is_dir() {
+            return Err(Error::BadFile {
+                path: model.clone(),
+                reason: format!("has no component `{name}`; it has {}", parts(model)?),
+            });
+        }
+        folder::weight_files(&model.join(name), request.variant.as_deref())?;
     }
-    Ok(request.components.clone())
+    let mut components = request.components.clone();
+    components.sort();
+    components.dedup();
+    Ok(components)
 }
 
-fn check_output(output: &Path) -> Result<()> {
+/// The folders of a model, for a message.
+fn parts(model: &Path) -> Result<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(model)? {
+        let entry = entry?;
+        if entry.path().is_dir() {
+            names.push(format!("`{}`", entry.file_name().to_string_lossy()));
+        }
+    }
+    names.sort();
+    Ok(names.join(", "))
+}
+
+/// Refuses an output that is taken, or lies inside of the model that is copied.
+fn check_output(output: &Path, model: &Path) -> Result<()> {
+    let whole = std::path::absolute(output)?;
+    let known = whole.ancestors().find_map(|path| fs::canonicalize(path).ok());
+    if known.is_some_and(|known| fs::canonicalize(model).is_ok_and(|model| model.is_dir() && known.starts_with(model)))
+    {
+        return Err(Error::BadFile {
+            path: output.to_owned(),
+            reason: "lies inside of the model; name a folder beside it".into(),
+        });
+    }
     let is_free = !output.exists() || (output.is_dir() && fs::read_dir(output)?.next().is_none());
     if is_free {
         return Ok(());
@@ -153,25 +252,29 @@ fn is_weights(name: &str) -> bool {
     endings.iter().any(|ending| name.ends_with(ending)) || name.contains(".index.")
 }
 
+/// Writes weights and configuration of a component into the folder `target`.
 fn write_component(
-    source: &Path,
+    source: Source<'_>,
+    mut config: Value,
     target: &Path,
     format: Format,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Written> {
-    let files = folder::weight_files(source, None)?;
-    let config_file = target.join("config.json");
-    let mut config = read_config(&config_file)?;
+    let class = config.get("_class_name").or(config.pointer("/architectures/0")).and_then(Value::as_str);
+    let class = class.unwrap_or_default().to_owned();
     let stem = if config.get("_class_name").is_some() { "diffusion_pytorch_model" } else { "model" };
     let ending = if format.is_ggml() { "gguf" } else { "safetensors" };
     let file = fs::File::create(target.join(format!("{stem}.{ending}")))?;
     let mut out = BufWriter::new(file);
-    let written = write_quantized(&files, format, architecture(&config), &mut out, progress)?;
+    let written = write_quantized(source, (format, &class), architecture(&config), &mut out, progress)?;
     out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     if let (Some(described), Some(config)) = (described(format), config.as_object_mut()) {
         config.insert("quantization_config".into(), described);
-        let text = serde_json::to_string_pretty(&config).map_err(std::io::Error::from)?;
-        fs::write(&config_file, text)?;
+    }
+    let config_file = target.join("config.json");
+    // A copy that says everything stays as its publisher wrote it.
+    if described(format).is_some() || !config_file.is_file() {
+        fs::write(config_file, serde_json::to_string_pretty(&config).map_err(std::io::Error::from)?)?;
     }
     Ok(written)
 }
@@ -250,6 +353,8 @@ mod tests {
             format: Format::parse(to)?,
             output: output.to_owned(),
             components: components.iter().map(|name| (*name).to_owned()).collect(),
+            config: None,
+            variant: None,
         };
         quantize(&request, &CancellationToken::default(), &mut |_, _, _| {})
     }
@@ -287,9 +392,12 @@ mod tests {
         let empty = root.path().join("empty");
         fs::create_dir_all(&empty).expect("a temporary folder");
         for (model, output, components, said) in [
-            (root.path().join("none"), &output, vec![], "is no folder"),
+            (root.path().join("none"), &output, vec![], "nothing is at"),
             (empty.clone(), &output, vec![], "neither `model_index.json` nor `config.json`"),
-            (model.clone(), &model, vec![], "is there already"),
+            (model.clone(), &model, vec![], "lies inside of the model"),
+            (model.clone(), &model.join("new/q8"), vec![], "lies inside of the model"),
+            (model.clone(), &root.path().to_owned(), vec![], "is there already"),
+            (model.clone(), &output, vec!["unet"], "no component `unet`; it has `tokenizer`, `transformer`"),
             (model.clone(), &output, vec!["../model"], "no name of a component"),
             (model.clone(), &output, vec!["tokenizer"], "no `diffusion_pytorch_model.safetensors`"),
             (model.join("transformer"), &output, vec!["vae"], "is one component"),

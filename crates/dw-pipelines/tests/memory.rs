@@ -2,7 +2,7 @@
 //! computed again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -12,7 +12,7 @@ use dw_core::{
     arguments::Arguments,
     artifact::Artifact,
     cancel::CancellationToken,
-    event::Event,
+    event::{Event, Silent},
     fit::{FitPlan, Verdict},
     seed::Seed,
 };
@@ -21,8 +21,8 @@ use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        CallSize, ComponentMemory, Context, LoraRequest, MemoryRequest, ModelSource, Offload, Paging, PipelineRequest,
-        TilingRequest,
+        CallSize, ComponentMemory, Context, IpAdapterRequest, IpAdapterScale, LoraRequest, MemoryRequest, ModelSource,
+        Offload, Paging, PipelineRequest, TilingRequest,
     },
     rng::{Generators, NoiseDialect},
 };
@@ -215,6 +215,69 @@ fn the_plan_comes_before_reading_and_counts_what_the_files_hold() {
 }
 
 #[test]
+fn the_plan_counts_adapters_and_their_image_encoder_which_stay_whatever_is_offloaded() {
+    let adapter = IpAdapterRequest {
+        source: ModelSource::Folder(models().join("sdxl-ip-adapter")),
+        weight_name: Some("ip-adapter.safetensors".into()),
+        subfolder: Some("models".into()),
+        image_encoder_folder: Some("image_encoder".into()),
+        scale: IpAdapterScale::Everywhere(0.5),
+    };
+    let cancel = CancellationToken::default();
+    let context = Context { events: &Silent, cancel: &cancel };
+    let plan = |adapters: &[IpAdapterRequest]| {
+        let request =
+            PipelineRequest { dtype: Some(DType::F16), ip_adapters: adapters.to_vec(), ..xl(offload(Paging::Layers)) };
+        Pipeline::plan(&request, &hub(), &ComponentCache::default(), context).expect("the model is complete")
+    };
+    let (without, with) = (plan(&[]), plan(&[adapter]));
+    let of = |name: &str| with.components.iter().find(|component| component.name == name).expect("it is counted");
+    let file = models().join("sdxl-ip-adapter/models/ip-adapter.safetensors");
+    let stored = std::fs::metadata(file).expect("the fixture is there").len();
+    let weights = of("ip_adapter");
+    // The fixture is stored in float32; its header is small.
+    assert!(weights.bytes <= stored / 2 && weights.bytes > stored / 3, "{} of {stored}", weights.bytes);
+    assert_eq!((weights.presence.as_str(), weights.at_once), ("always", weights.bytes));
+    assert_eq!(of("image_encoder").presence, "layer by layer");
+    assert!(with.peak - with.in_use >= without.peak - without.in_use + weights.bytes);
+}
+
+#[test]
+fn files_that_lack_a_tensor_are_found_before_anything_is_read() {
+    let folder = copy("sd15");
+    change(&folder, "vae", |tensors| drop(tensors.remove("decoder.conv_out.bias").expect("it has one")));
+    let events = Mutex::new(Vec::new());
+    let sink = |event: Event| events.lock().expect("no test panics here").push(event);
+    let cancel = CancellationToken::default();
+    let context = Context { events: &sink, cancel: &cancel };
+    let request = request("StableDiffusionPipeline", folder.path().to_owned(), MemoryRequest::default());
+    let plan = Pipeline::plan(&request, &hub(), &ComponentCache::default(), context).map(drop);
+    let load = Pipeline::load(&request, &hub(), &mut ComponentCache::default(), context).map(drop);
+    for refused in [plan, load] {
+        let message = refused.expect_err("a bias is missing").to_string();
+        assert!(message.contains("`decoder.conv_out.bias`") && message.contains("vae"), "{message}");
+    }
+    let is_loading = |event: &Event| matches!(event, Event::Loading { .. });
+    assert!(!events.lock().expect("no test panics here").iter().any(is_loading));
+}
+
+#[test]
+fn weights_that_another_library_quantized_are_refused_by_their_configuration() {
+    let folder = copy("sd15");
+    let path = folder.path().join("unet/config.json");
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("the fixture is there")).expect("valid JSON");
+    config["quantization_config"] = json!({ "quant_method": "quanto" });
+    std::fs::write(&path, config.to_string()).expect("the folder is writable");
+    let cancel = CancellationToken::default();
+    let context = Context { events: &Silent, cancel: &cancel };
+    let request = request("StableDiffusionPipeline", folder.path().to_owned(), MemoryRequest::default());
+    let refused = Pipeline::plan(&request, &hub(), &ComponentCache::default(), context);
+    let message = refused.expect_err("not readable").to_string();
+    assert!(message.contains("`quanto`") && message.contains("unet"), "{message}");
+}
+
+#[test]
 fn a_call_that_cannot_fit_is_refused_before_anything_is_read() {
     let huge = CallSize { height: Some(1 << 21), width: Some(1 << 21), ..CallSize::default() };
     let memory = MemoryRequest { call: huge, ..MemoryRequest::default() };
@@ -250,8 +313,8 @@ fn what_is_said_of_components_that_are_not_there_is_refused() {
     assert!(message.contains("`transformer`") && message.contains("`unet`"), "{message}");
 }
 
-/// A copy of the model `name` whose autoencoder has some tensor multiplied.
-fn strengthened(name: &str, tensor: &str, factor: f64) -> tempfile::TempDir {
+/// A copy of the model `name`.
+fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let copy = |from: &Path, to: &Path| std::fs::copy(from, to).map(|_| ()).expect("files can be copied");
     let root = models().join(name);
@@ -266,17 +329,24 @@ fn strengthened(name: &str, tensor: &str, factor: f64) -> tempfile::TempDir {
             copy(&entry.path(), &target);
         }
     }
-    let file = folder.path().join("vae/diffusion_pytorch_model.safetensors");
-    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).expect("the fixture is valid");
-    let old: Tensor = tensors.remove(tensor).expect("the autoencoder has the tensor");
-    tensors.insert(tensor.to_owned(), (old * factor).expect("a small tensor"));
-    candle_core::safetensors::save(&tensors, &file).expect("the folder is writable");
     folder
+}
+
+/// Writes the weights of a component again, as `change` leaves them.
+fn change(folder: &tempfile::TempDir, component: &str, change: impl Fn(&mut HashMap<String, Tensor>)) {
+    let file = folder.path().join(component).join("diffusion_pytorch_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).expect("the fixture is valid");
+    change(&mut tensors);
+    candle_core::safetensors::save(&tensors, &file).expect("the folder is writable");
 }
 
 #[test]
 fn an_autoencoder_that_overflows_in_float16_decodes_again_in_float32_and_says_so() {
-    let folder = strengthened("sd15", "decoder.conv_in.weight", 1e5);
+    let folder = copy("sd15");
+    change(&folder, "vae", |tensors| {
+        let kernel = tensors.get_mut("decoder.conv_in.weight").expect("the autoencoder has the tensor");
+        *kernel = (&*kernel * 1e5).expect("a small tensor");
+    });
     let of = |dtype| {
         let request = request("StableDiffusionPipeline", folder.path().to_owned(), MemoryRequest::default());
         drawn(&PipelineRequest { dtype: Some(dtype), ..request })

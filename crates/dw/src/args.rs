@@ -269,7 +269,7 @@ pub(crate) struct DoctorArgs {
 #[derive(Args, Debug)]
 #[command(after_help = QUANTIZE_EXAMPLES)]
 pub(crate) struct QuantizeArgs {
-    /// The model: a folder in the diffusers layout, or the folder of one component
+    /// The model: a folder in the diffusers layout, the folder of one component, or a checkpoint in a single file
     pub(crate) model: PathBuf,
     /// The format of its layers: q2_k to q6_k, q4_0 to q8_1, nf4, fp4, int8 or fp8
     #[arg(long, value_name = "FORMAT")]
@@ -277,18 +277,26 @@ pub(crate) struct QuantizeArgs {
     /// The new folder; must not exist, or be empty
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: PathBuf,
-    /// A component to quantize, once for each [default: the transformer or UNet]
+    /// A component to quantize, once for each; of a single file only one [default: the transformer or UNet]
     #[arg(long = "component", value_name = "NAME")]
     pub(crate) components: Vec<String>,
+    /// A folder with the configuration of what is in a single file, where the file does not say it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+    /// The variant of its weights to read, `fp16` for example
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
 }
 
 const QUANTIZE_EXAMPLES: &str = "\
 Examples:
   dw quantize flux-dev --to q4_k -o flux-dev-q4k
   dw quantize flux-dev --to nf4 --component transformer --component text_encoder_2 -o flux-dev-nf4
+  dw quantize flux1-dev.safetensors --to q4_k -o flux-dev-transformer-q4k
 
 GGML's formats (q…) are written as GGUF, the others as safetensors in the layout of bitsandbytes. \
-Everything else is copied, and the folder appears when it is complete.";
+Everything else is copied, and the folder appears when it is complete. Of a single file one component is written, to a \
+folder of its own, which a step names as the component's `model_name`.";
 
 /// `dw inspect`.
 #[derive(Args, Debug)]

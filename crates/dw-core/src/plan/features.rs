@@ -100,6 +100,28 @@ fn check_quantization(report: &mut Report, catalog: &Catalog, pipeline: &Value, 
             report.unsupported("unsupported-feature", &place, message).remedy =
                 Some("remove it to run the component unquantized".into());
         }
+        check_place_of_quantization(report, component, &child_pointer(pointer, name));
+    }
+    check_place_of_quantization(report, pipeline, pointer);
+    if is_asked(pipeline.get("quantization_config")) {
+        let message = "a pipeline is not quantized as a whole (`quantization_config`)".to_owned();
+        report.unsupported("unsupported-feature", &child_pointer(pointer, "quantization_config"), message).remedy =
+            Some("name its components in the step, each with a `quantization_config` of its own".into());
+    }
+}
+
+/// What Python takes as an argument of `from_pretrained`, and a workflow says in another place.
+fn check_place_of_quantization(report: &mut Report, component: &Value, pointer: &str) {
+    for (key, remedy) in [
+        ("quantization_config", "put it beside `configuration` of a component"),
+        ("gguf_file", "name the file in `from_single_file`, and the model's folder in `config`"),
+    ] {
+        let place = format!("/from_pretrained_arguments/{key}");
+        if is_asked(component.pointer(&place)) {
+            let message = format!("`{key}` has no effect in `from_pretrained_arguments`");
+            report.unsupported("unsupported-feature", &format!("{pointer}{place}"), message).remedy =
+                Some(remedy.into());
+        }
     }
 }
 

@@ -721,6 +721,25 @@ fn no_document_makes_the_checks_panic() {
 }
 
 #[test]
+fn quantization_in_a_place_where_nothing_reads_it_is_an_error_that_names_the_right_one() {
+    let mut step = pipeline_step("s");
+    let quantization = json!({"configuration": {"config_type": "BitsAndBytesConfig"}, "arguments": {}});
+    step["pipeline"]["quantization_config"] = quantization.clone();
+    step["pipeline"]["text_encoder_2"] = json!({"configuration": {"component_type": "T5EncoderModel"},
+        "from_pretrained_arguments": {"model_name": "a/b", "gguf_file": "t5.gguf", "quantization_config": quantization}});
+    let findings = plan(&workflow(json!([step])), json!({})).expect_err("three of them change the picture");
+    for (place, remedy) in [
+        ("/steps/0/pipeline/quantization_config", "each with a `quantization_config`"),
+        ("/steps/0/pipeline/text_encoder_2/from_pretrained_arguments/gguf_file", "`from_single_file`"),
+        ("/steps/0/pipeline/text_encoder_2/from_pretrained_arguments/quantization_config", "beside `configuration`"),
+    ] {
+        let found = findings.iter().find(|finding| finding.place.pointer == place).expect(place);
+        assert_eq!(found.severity, Severity::Error);
+        assert!(found.remedy.as_ref().is_some_and(|said| said.contains(remedy)), "{found:?}");
+    }
+}
+
+#[test]
 fn what_this_build_does_not_do_is_an_error_when_it_changes_the_picture_and_a_warning_when_not() {
     let mut step = pipeline_step("s");
     step["pipeline"]["textual_inversions"] = json!([{"model_name": "a/b"}]);

@@ -17,7 +17,7 @@ use crate::{
     hub::{Hub, ModelFiles, Need, sub},
     models::{ClipVisionConfig, ImageFeatures, IpAdapter, UnetConfig},
     request::{Context, IpAdapterRequest, IpAdapterScale},
-    weights::{Weights, list_files},
+    weights::{Listed, Weights, list_files},
 };
 
 /// The IP-Adapters of a pipeline, and how pictures are prepared for their image encoder.
@@ -88,10 +88,14 @@ impl<'a> Found<'a> {
         self.file.display().to_string()
     }
 
+    /// What the header of the file lists.
+    pub(crate) fn list(&self) -> Result<Vec<Listed>> {
+        list_files(std::slice::from_ref(&self.file), None)
+    }
+
     /// The shapes of its tensors by name; values are not read.
     pub(crate) fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
-        let listed = list_files(std::slice::from_ref(&self.file), None)?;
-        Ok(listed.into_iter().map(|tensor| (tensor.name.clone(), tensor.dims().to_vec())).collect())
+        Ok(self.list()?.into_iter().map(|tensor| (tensor.name.clone(), tensor.dims().to_vec())).collect())
     }
 
     /// Reads the file.

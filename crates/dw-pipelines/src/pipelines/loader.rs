@@ -37,6 +37,9 @@ use planned::Planned;
 const CONTROLNET: &str = "ControlNetModel";
 const CONTROLNET_UNION: &str = "ControlNetUnionModel";
 
+/// What components that remove the noise are called.
+const DENOISERS: [&str; 2] = ["unet", "transformer"];
+
 /// What kind of part a component is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -155,9 +158,10 @@ pub(crate) fn load(
     let preprocessor = sd3_ip_adapter::preprocessor(&found, &origins, context)?;
     let feature_extractor = planner.own_feature_extractor(implementation)?;
     let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
-    let Decision { paging, tiling, plan } = planner.decide(&origins)?;
+    let Decision { paging, tiling, plan } = planner.decide(&origins, &found)?;
     context.events.emit(Event::FitPlan { plan: plan.clone() });
     refuse_if_too_large(&plan, &request.memory)?;
+    planner.check_weights(&origins)?;
     for (_, origin) in &mut origins {
         if let Origin::Loaded(planned) = origin {
             planned.page(request.memory.paging(base_name(&planned.name), paging));
@@ -209,7 +213,8 @@ pub(crate) fn fit(
         request.ip_adapters.iter().map(|adapter| Found::find(adapter, hub, context)).collect::<Result<_>>()?;
     let planner = Planner { request, files, index, hub, cache, context };
     let origins = planner.origins(implementation, &found)?;
-    Ok(planner.decide(&origins)?.plan)
+    planner.check_weights(&origins)?;
+    Ok(planner.decide(&origins, &found)?.plan)
 }
 
 /// Refuses replacements for components that the class does not have. Leaving such a component out is fine:
@@ -406,8 +411,16 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Refuses files that do not hold what the configurations ask for.
+    fn check_weights(&self, origins: &[(String, Origin)]) -> Result<()> {
+        origins.iter().try_for_each(|(_, origin)| match origin {
+            Origin::Loaded(planned) if !self.cache.contains(&planned.key) => planned.check_weights(),
+            Origin::Loaded(_) | Origin::Shared(_) => Ok(()),
+        })
+    }
+
     /// What stays on the device, and whether that fits.
-    fn decide(&self, origins: &[(String, Origin)]) -> Result<Decision> {
+    fn decide(&self, origins: &[(String, Origin)], found: &[Found<'_>]) -> Result<Decision> {
         let configs: BTreeMap<&str, Value> = origins
             .iter()
             .filter_map(|(name, origin)| match origin {
@@ -418,7 +431,7 @@ impl Planner<'_> {
             })
             .collect::<Result<_>>()?;
         let null = Value::Null;
-        let denoiser = configs.iter().find(|(name, _)| ["unet", "transformer"].contains(*name));
+        let denoiser = configs.iter().find(|(name, _)| DENOISERS.contains(*name));
         let vae = configs.get("vae").unwrap_or(&null);
         let memory = &self.request.memory;
         let call = Call::new(memory.call, memory.vae_tiling, denoiser.map_or(&null, |(_, config)| config), vae);
@@ -436,7 +449,20 @@ impl Planner<'_> {
             need.is_loaded = self.cache.contains(&planned.key);
             needs.push(need);
         }
+        let dtype = self.denoiser_dtype(origins);
+        for (at, adapter) in found.iter().enumerate() {
+            needs.push(MemoryNeed::of_adapter(&numbered("ip_adapter", at), &adapter.list()?, dtype));
+        }
         Ok(decide(memory, &needs, call, &self.request.device))
+    }
+
+    /// The type in which the denoiser computes, and adapters with it.
+    fn denoiser_dtype(&self, origins: &[(String, Origin)]) -> DType {
+        let own = origins.iter().find_map(|(name, origin)| match origin {
+            Origin::Loaded(planned) => DENOISERS.contains(&name.as_str()).then_some(planned.dtype),
+            Origin::Shared(_) => None,
+        });
+        own.or(self.request.dtype).unwrap_or(DType::F32)
     }
 
     /// The components for a slot, by name: none, one, or for ControlNets a list.
@@ -611,6 +637,7 @@ impl Planner<'_> {
             (None, files.fingerprint(folder, &TOKENIZER_FILES)?)
         } else {
             files.fetch(folder, Need::Weights(variant), self.context)?;
+            planned::check_quantization(&files, folder)?;
             let weights = files.weights(folder, variant)?;
             let contents = weights.fingerprint()? + &files.fingerprint(folder, &["config.json"])?;
             (Some(weights), contents)

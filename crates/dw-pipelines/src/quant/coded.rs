@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Storage, Tensor};
+use half::f16;
 use rayon::prelude::*;
 
 use super::{
@@ -122,18 +123,22 @@ impl Coded {
         Self::four_bit(shape, kind, &kind.values(), codes, (scales, FOUR_BIT_BLOCK))
     }
 
-    /// Brings a matrix of f32 values into 8-bit integers, row by row.
+    /// Brings a matrix of f32 values into 8-bit integers, row by row; from float16, as bitsandbytes does.
     pub(super) fn quantize_int8(values: &[f32], shape: (usize, usize)) -> Result<Self> {
-        let code = |x: f32, scale: f32| (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
-        Self::quantize_rows(values, shape, EightBit::Integer, 127.0, code)
+        let (low, high) = (f16::MIN.to_f32(), f16::MAX.to_f32());
+        let halves: Vec<f32> = values.par_iter().map(|x| f16::from_f32(x.clamp(low, high)).to_f32()).collect();
+        let code = |x: f32, largest: f32| (x * (127.0 / largest)).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
+        Self::quantize_rows(&halves, shape, EightBit::Integer, 127.0, code)
     }
 
     /// Brings a matrix of f32 values into 8-bit floating point, row by row.
     pub(super) fn quantize_float8(values: &[f32], shape: (usize, usize)) -> Result<Self> {
         let positive = positive_float8();
-        Self::quantize_rows(values, shape, EightBit::E4m3, FLOAT8_MAX, |x, scale| to_float8(x / scale, &positive))
+        let code = |x: f32, largest: f32| to_float8(x / (largest / FLOAT8_MAX), &positive);
+        Self::quantize_rows(values, shape, EightBit::E4m3, FLOAT8_MAX, code)
     }
 
+    /// `code` gives the code of a value by the largest magnitude of its row, which `top` stands for.
     fn quantize_rows(
         values: &[f32],
         shape: (usize, usize),
@@ -142,8 +147,8 @@ impl Coded {
         code: impl Fn(f32, f32) -> u8 + Sync,
     ) -> Result<Self> {
         let row = |row: &[f32]| {
-            let scale = largest(row) / top;
-            (scale, row.iter().map(|x| if scale > 0.0 { code(*x, scale) } else { 0 }).collect::<Vec<u8>>())
+            let largest = largest(row);
+            (largest / top, row.iter().map(|x| if largest > 0.0 { code(*x, largest) } else { 0 }).collect::<Vec<u8>>())
         };
         let (scales, codes): (Vec<f32>, Vec<Vec<u8>>) = values.par_chunks(shape.1.max(1)).map(row).unzip();
         Self::eight_bit(shape, kind, codes.concat(), scales)

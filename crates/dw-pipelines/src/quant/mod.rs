@@ -11,11 +11,13 @@ mod format;
 pub(crate) mod ggml;
 mod matrix;
 mod scheme;
+mod skip;
 mod weight;
 
 pub use format::Format;
 pub use matrix::Quantized;
 pub use scheme::{QuantizationRequest, Scheme};
+pub use skip::Skip;
 pub use weight::Weight;
 
 pub(crate) use code_book::{EightBit, FOUR_BIT_BLOCK, FourBit};

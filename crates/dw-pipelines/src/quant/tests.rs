@@ -257,6 +257,18 @@ fn a_scheme_quantizes_layers_and_leaves_what_does_not_fit() {
 }
 
 #[test]
+fn eight_bit_integers_are_those_of_bitsandbytes() {
+    // Codes of `int8_vectorwise_quant`. As float16 the third and the fourth lie in the middle of two codes, of which
+    // the even one is taken; in f32 they lie nearer to 17 and 27.
+    let row = [1.0f32, -0.5, 0.129_931_26, 0.216_525_44, -0.8, 0.0];
+    let matrix = Tensor::from_vec(row.to_vec(), (1, 6), &Device::Cpu).expect("a matrix");
+    let stored = Quantized::quantize(&matrix, Format::Int8, false).expect("it fits");
+    let (codes, scales, _) = stored.coded().expect("codes").parts().expect("readable");
+    let codes: Vec<i8> = codes.into_iter().map(u8::cast_signed).collect();
+    assert_eq!((codes, scales), (vec![127, -64, 16, 28, -102, 0], vec![1.0 / 127.0]));
+}
+
+#[test]
 fn scales_in_eight_bits_cost_little() {
     let matrix = weights(32, 512);
     let error = |double: bool| {

@@ -186,7 +186,9 @@ fn not_safetensors(bytes: &[u8], path: &Path, error: &SafeTensorError) -> Error 
     if bytes.starts_with(LFS_POINTER) {
         return bad_file(path, "this is a git-lfs pointer, not the weights; run `git lfs pull` in its repository");
     }
-    bad_file(path, &format!("not a valid safetensors file ({error}); fetch it again"))
+    let format = if crate::hub::has_gguf_ending(path) { "GGUF" } else { "safetensors" };
+    let detail = if format == "GGUF" { "it does not begin with `GGUF`".to_owned() } else { error.to_string() };
+    bad_file(path, &format!("not a valid {format} file ({detail}); fetch it again"))
 }
 
 pub(super) fn bad_file(path: &Path, reason: &str) -> Error {

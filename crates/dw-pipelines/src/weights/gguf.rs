@@ -43,11 +43,13 @@ pub(crate) const UNSIGNED: u32 = 4;
 pub(crate) const TEXT: u32 = 8;
 
 /// Tensor types by number, with their names in llama.cpp.
-const TYPES: [(u32, &str, Option<Encoding>); 32] = [
+const TYPES: [(u32, &str, Option<Encoding>); 42] = [
     (0, "F32", Some(Encoding::Plain(Dtype::F32))),
     (1, "F16", Some(Encoding::Plain(Dtype::F16))),
     (2, "Q4_0", Some(Encoding::Blocks(GgmlDType::Q4_0))),
     (3, "Q4_1", Some(Encoding::Blocks(GgmlDType::Q4_1))),
+    (4, "Q4_2", None),
+    (5, "Q4_3", None),
     (6, "Q5_0", Some(Encoding::Blocks(GgmlDType::Q5_0))),
     (7, "Q5_1", Some(Encoding::Blocks(GgmlDType::Q5_1))),
     (8, "Q8_0", Some(Encoding::Blocks(GgmlDType::Q8_0))),
@@ -73,10 +75,23 @@ const TYPES: [(u32, &str, Option<Encoding>); 32] = [
     (28, "F64", Some(Encoding::Plain(Dtype::F64))),
     (29, "IQ1_M", None),
     (30, "BF16", Some(Encoding::Plain(Dtype::BF16))),
+    (31, "Q4_0_4_4", None),
+    (32, "Q4_0_4_8", None),
+    (33, "Q4_0_8_8", None),
     (34, "TQ1_0", None),
     (35, "TQ2_0", None),
+    (36, "IQ4_NL_4_4", None),
+    (37, "IQ4_NL_4_8", None),
+    (38, "IQ4_NL_8_8", None),
     (39, "MXFP4", None),
+    (40, "NVFP4", None),
+    (41, "Q1_0", None),
 ];
+
+/// What llama.cpp calls a type.
+fn type_name(encoding: Encoding) -> &'static str {
+    TYPES.iter().find(|(_, _, known)| *known == Some(encoding)).map_or("values", |(_, name, _)| name)
+}
 
 /// The number of a type in files.
 pub(crate) fn type_number(encoding: Encoding) -> Option<u32> {
@@ -145,7 +160,22 @@ pub(super) fn read_header(bytes: &[u8], path: &Path) -> Result<(BTreeMap<String,
             return Err(bad_file(path, &format!("holds tensor `{name}` twice; it is damaged, fetch it again")));
         }
     }
+    check_overlaps(&records, path)?;
     Ok((records, metadata))
+}
+
+/// Refuses tensors that share bytes.
+fn check_overlaps(records: &BTreeMap<String, Record>, path: &Path) -> Result<()> {
+    let mut order: Vec<(&String, &Record)> = records.iter().filter(|(_, record)| !record.range.is_empty()).collect();
+    order.sort_by_key(|(_, record)| record.range.start);
+    match order.windows(2).find(|pair| pair[1].1.range.start < pair[0].1.range.end) {
+        None => Ok(()),
+        Some(pair) => {
+            let (first, second) = (pair[0].0, pair[1].0);
+            let reason = format!("tensors `{first}` and `{second}` overlap; the file is damaged, fetch it again");
+            Err(bad_file(path, &reason))
+        }
+    }
 }
 
 /// A tensor as the header describes it.
@@ -181,7 +211,8 @@ impl Info {
         let bytes = count.and_then(|count| byte_count(encoding, count, columns));
         let Some(bytes) = bytes else {
             return bad(format!(
-                "of shape {shape:?} is no whole number of {encoding:?}; the file is damaged, fetch it again"
+                "of shape {shape:?} is no whole number of blocks of `{}`; the file is damaged, fetch it again",
+                type_name(encoding)
             ));
         };
         let first = usize::try_from(offset).ok().filter(|offset| offset.is_multiple_of(alignment));
@@ -317,9 +348,9 @@ impl<'a> Header<'a> {
         let encoding = match TYPES.iter().find(|(known, _, _)| *known == number) {
             Some((_, _, Some(encoding))) => *encoding,
             known => {
-                let what = known.map_or_else(|| number.to_string(), |(_, name, _)| (*name).to_owned());
+                let what = known.map_or_else(|| format!("number {number}"), |(_, name, _)| format!("`{name}`"));
                 return Err(self.bad(&format!(
-                    "tensor `{name}` is of the type `{what}`, which cannot be read; use a file of one of the types Q2_K \
+                    "tensor `{name}` is of the type {what}, which cannot be read; use a file of one of the types Q2_K \
                      to Q8_0, F16 or BF16"
                 )));
             }

@@ -28,6 +28,22 @@ const FOUR_BIT_PARTS: [&str; 4] = ["absmax", "quant_map", "nested_absmax", "nest
 /// Endings beside a `weight` that say how activations were quantized, or repeat what the types say.
 const BESIDE: [&str; 5] = ["input_scale", "scale_input", "weight_format", "comfy_quant", "output_scale"];
 
+/// How the names of tensors end that only another library's quantized weights have, and who that is.
+const FOREIGN: [(&str, &str); 9] = [
+    (".weight_scale_inv", "8-bit floating point with scales for blocks"),
+    (".weight_scale_2", "NVFP4"),
+    ("._weight_qdata", "TorchAO"),
+    (".weight._data", "Quanto"),
+    (".weight._scale", "Quanto"),
+    (".qweight", "GPTQ, AWQ or Nunchaku"),
+    (".svd_up", "SDNQ"),
+    (".zero_point", "SDNQ"),
+    (".weight_packed", "compressed-tensors"),
+];
+
+/// Beside whole numbers called `weight`, this holds the scales of SDNQ.
+const SDNQ_SCALES: &str = ".scale";
+
 /// The mark of a file with scaled 8-bit floating point.
 const FLOAT8_MARK: &str = "scaled_fp8";
 
@@ -275,6 +291,7 @@ struct Grouping<'a> {
 impl Grouping<'_> {
     fn group(mut self) -> Result<BTreeMap<String, Logical>> {
         let mut tensors = BTreeMap::new();
+        self.check_foreign()?;
         self.places.retain(|name, _| name.rsplit('.').next() != Some(FLOAT8_MARK));
         let states = self.places.keys().filter(|name| name.contains(".quant_state.")).cloned().collect::<Vec<_>>();
         for name in states {
@@ -297,6 +314,28 @@ impl Grouping<'_> {
             tensors.insert(name, Logical { place, shape, kind: Kind::Plain, bytes });
         }
         Ok(tensors)
+    }
+
+    /// Refuses weights that another library stored in a way of its own.
+    fn check_foreign(&self) -> Result<()> {
+        let is_code = |place: &Place| matches!(place.record.encoding, Encoding::Plain(Dtype::I8 | Dtype::U8));
+        let foreign = self.places.iter().find_map(|(name, place)| {
+            if let Some((_, library)) = FOREIGN.iter().find(|(ending, _)| name.ends_with(ending)) {
+                return Some((name, place, *library));
+            }
+            let weight = name.strip_suffix(SDNQ_SCALES).and_then(|layer| self.places.get(&format!("{layer}.weight")));
+            weight.filter(|weight| is_code(weight)).map(|_| (name, place, "SDNQ"))
+        });
+        match foreign {
+            None => Ok(()),
+            Some((name, place, library)) => Err(bad_file(
+                self.path(place),
+                &format!(
+                    "has a tensor `{name}`, so it is quantized in the way of {library}, which cannot be read; use the \
+                     model in float16, bfloat16 or float32, or its GGUF or bitsandbytes files"
+                ),
+            )),
+        }
     }
 
     fn path(&self, place: &Place) -> &Path {

@@ -22,7 +22,7 @@ mod writer;
 pub use branch::Branch;
 pub use paging::{Occupancy, Paging, Rest};
 pub(crate) use stored::Listed;
-pub use writer::{Written, write_quantized};
+pub use writer::{Source, Written, write_quantized};
 
 pub(crate) use reader::{read_metadata, read_names, read_stored};
 
@@ -68,6 +68,13 @@ impl Entry {
         match &self.value {
             Value::Held(weight) => weight.dims(),
             Value::Stored(stored) => stored.dims().to_vec(),
+        }
+    }
+
+    fn holds_whole_numbers(&self) -> bool {
+        match &self.value {
+            Value::Held(weight) => weight.as_dense().is_some_and(|tensor| !tensor.dtype().is_float()),
+            Value::Stored(stored) => stored.holds_whole_numbers(),
         }
     }
 
@@ -398,6 +405,16 @@ impl Weights {
                     self.store.aside(stored),
                     entry.dims(),
                     expected.dims()
+                ),
+            });
+        }
+        if entry.holds_whole_numbers() {
+            return Err(Error::BadFile {
+                path: PathBuf::from(&*entry.origin),
+                reason: format!(
+                    "tensor `{stored}`{} holds whole numbers without what they stand for; it is quantized in a way that \
+                     cannot be read, use the model in float16, bfloat16 or float32",
+                    self.store.aside(stored)
                 ),
             });
         }

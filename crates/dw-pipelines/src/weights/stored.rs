@@ -38,6 +38,8 @@ pub(super) struct Stored {
     change: Change,
     /// Bytes that it takes in a form that no type changes: quantized, or whole numbers.
     fixed_bytes: Option<u64>,
+    /// Whether its values are whole numbers.
+    is_whole: bool,
     scheme: Option<Arc<Scheme>>,
 }
 
@@ -118,6 +120,7 @@ impl Stored {
                 dims: dims.clone(),
                 change: Change::None,
                 scheme: scheme.clone().filter(|_| fixed_bytes.is_some()),
+                is_whole: false,
                 fixed_bytes,
             }
         };
@@ -137,14 +140,15 @@ impl Stored {
         // Some of the rows of a stored matrix take their part of its bytes.
         let part = tensor.bytes() * count(&dims) / count(tensor.shape());
         let to_be = scheme.filter(|_| is_float).and_then(|scheme| scheme.bytes(canonical, &dims));
-        let is_fixed = is_quantized || (!is_float && files.raw(tensor).is_some());
+        let is_whole = !is_float && files.raw(tensor).is_some();
         Self {
             source,
             name: name.to_owned(),
             canonical: canonical.to_owned(),
             dims,
             change,
-            fixed_bytes: to_be.or(is_fixed.then_some(part)),
+            fixed_bytes: to_be.or((is_quantized || is_whole).then_some(part)),
+            is_whole,
             scheme: scheme.filter(|_| to_be.is_some()).cloned(),
         }
     }
@@ -152,6 +156,11 @@ impl Stored {
     /// Its shape, as the model sees it.
     pub(super) fn dims(&self) -> &[usize] {
         &self.dims
+    }
+
+    /// Whether its values are whole numbers that stand for themselves.
+    pub(super) fn holds_whole_numbers(&self) -> bool {
+        self.is_whole
     }
 
     /// Whether it is brought into fewer bits when it is read.

@@ -197,6 +197,30 @@ fn eight_bit_codes_are_read_with_the_scales_of_every_dialect() {
 }
 
 #[test]
+fn weights_of_other_libraries_are_refused_by_their_name() {
+    let codes = [0u8; 6];
+    let scale = floats(&[1.0]);
+    for (weight, kind, beside, library) in [
+        ("a.weight", "F8_E4M3", "a.weight_scale_inv", "scales for blocks"),
+        ("a.weight", "U8", "a.weight_scale_2", "NVFP4"),
+        ("a._weight_qdata", "I8", "a._weight_scale", "TorchAO"),
+        ("a.weight._data", "I8", "a.weight._scale", "Quanto"),
+        ("a.weight", "I8", "a.scale", "SDNQ"),
+        ("a.qweight", "U8", "a.scales", "GPTQ"),
+    ] {
+        let bytes = container(&[(weight, kind, &[2, 3], &codes), (beside, "F32", &[1], &scale)]);
+        let message = message(read(&bytes));
+        assert!(message.contains(library) && message.contains("cannot be read"), "{message}");
+    }
+    // A scale beside plain numbers is a norm's.
+    let norm = container(&[("norm.weight", "F32", &[1], &scale), ("norm.scale", "F32", &[1], &scale)]);
+    assert!(read(&norm).is_ok());
+    let whole = read(&container(&[("a.weight", "U8", &[2, 3], &codes)])).expect("the file itself is sound");
+    let message = whole.get((2, 3), "a.weight").expect_err("no values").to_string();
+    assert!(message.contains("`a.weight` holds whole numbers"), "{message}");
+}
+
+#[test]
 fn quantized_files_that_lie_are_refused_by_name() {
     let state = NF4_STATE.as_bytes();
     let absmax = floats(&[2.0, 3.0]);
@@ -340,9 +364,15 @@ fn gguf_files_that_cannot_be_read_say_what_is_wrong() {
     swapped[4..8].reverse();
     let mut many = good.clone();
     many[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
-    let cases: [(&str, Vec<u8>, &str); 9] = [
+    let mut overlapping = gguf_file(&[], &[("a", &[8], 0, &[0; 32]), ("b", &[8], 0, &[0; 32])]);
+    // The place of the second tensor is the last number of the header, which fills up to a multiple of 32.
+    let at = overlapping.windows(8).rposition(|bytes| bytes == 32u64.to_le_bytes()).expect("it is written");
+    overlapping[at..at + 8].copy_from_slice(&0u64.to_le_bytes());
+    let cases: [(&str, Vec<u8>, &str); 11] = [
+        ("overlap", overlapping, "`a` and `b` overlap"),
+        ("empty-blocks", gguf_file(&[], &[("a", &[33], 8, &block)]), "no whole number of blocks of `Q8_0`"),
         ("unknown-type", gguf_file(&[], &[("a.weight", &[32, 1], 20, &block)]), "`a.weight` is of the type `IQ4_NL`"),
-        ("new-type", gguf_file(&[], &[("a.weight", &[32, 1], 77, &block)]), "`a.weight` is of the type `77`"),
+        ("new-type", gguf_file(&[], &[("a.weight", &[32, 1], 77, &block)]), "`a.weight` is of the type number 77"),
         ("cut-data", good[..good.len() - 40].to_vec(), "takes 34 bytes"),
         ("cut-header", good[..40].to_vec(), "ends within its header"),
         ("version", version, "version 9"),

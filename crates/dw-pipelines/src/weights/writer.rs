@@ -10,6 +10,7 @@ use std::{
 };
 
 use candle_core::DType;
+use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -17,6 +18,7 @@ use super::{
     file::Encoding,
     gguf::{self, ARCHITECTURE, DEFAULT_ALIGNMENT, MAGIC},
     logical::{Logical, TensorFiles},
+    single_file::{Change, CheckpointPart, Reading},
 };
 use crate::{
     Error, Result,
@@ -38,10 +40,25 @@ pub struct Written {
     pub bytes_after: u64,
 }
 
+/// Where the tensors of a component are.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// In files of its own, under canonical names.
+    Files(&'a [PathBuf]),
+    /// In a checkpoint.
+    Part(&'a CheckpointPart),
+}
+
 /// A tensor of the component, and what it becomes.
 struct Item<'a> {
-    name: &'a str,
+    /// Its canonical name, under which it is written.
+    name: String,
+    /// Its name in the file.
+    stored: &'a str,
     tensor: &'a Logical,
+    change: Change,
+    /// As it is written.
+    shape: Vec<usize>,
     /// None where it stays as it is.
     format: Option<Format>,
     /// The type of a tensor that stays.
@@ -56,18 +73,33 @@ struct Entry {
     bytes: usize,
 }
 
-/// Writes the component in `files` with its layers in `format`. `architecture` is what a GGUF file says it is.
+/// Writes a component of the class `class` with its layers in `format`. `architecture` is what a GGUF file says it is.
 /// `progress` hears of bytes read so far; an error from it ends the writing.
 pub fn write_quantized(
-    files: &[PathBuf],
-    format: Format,
+    source: Source<'_>,
+    (format, class): (Format, &str),
     architecture: &str,
     out: &mut (impl Write + Seek),
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Written> {
-    let files = TensorFiles::open(files)?;
-    let items = items(&files, format)?;
-    let bytes_before: u64 = items.iter().map(|item| item.tensor.bytes()).sum();
+    let opened;
+    let (files, tensors) = match source {
+        Source::Files(paths) => {
+            opened = TensorFiles::open(paths)?;
+            let tensors = opened.tensors().iter();
+            let placed = tensors.map(|(name, tensor)| (name.clone(), name.as_str(), tensor, Change::None));
+            (&opened, placed.collect::<Vec<Placed<'_>>>())
+        }
+        Source::Part(part) => {
+            let readings = part.readings()?.into_iter();
+            let placed = readings.flat_map(|Reading { name, tensor, targets }| {
+                targets.into_iter().map(move |target| (target.name, name, tensor, target.change))
+            });
+            (part.files(), placed.collect())
+        }
+    };
+    let items = items(files, tensors, &Scheme::of_checkpoint(format, class), format)?;
+    let bytes_before: u64 = items.iter().map(Item::bytes).sum();
     let entries: Vec<Vec<Entry>> = items.iter().map(Item::entries).collect();
     let places = if format.is_ggml() {
         write_gguf_header(&items, &entries, architecture, out)?
@@ -76,7 +108,7 @@ pub fn write_quantized(
     };
     let mut read = 0;
     for ((item, entries), places) in items.iter().zip(&entries).zip(&places) {
-        let contents = item.contents(&files)?;
+        let contents = item.contents(files)?;
         for ((entry, place), content) in entries.iter().zip(places).zip(contents) {
             if content.len() != entry.bytes {
                 let (name, found, expected) = (&entry.name, content.len(), entry.bytes);
@@ -86,7 +118,7 @@ pub fn write_quantized(
             out.write_all(&content)?;
         }
         files.forget(item.tensor);
-        read += item.tensor.bytes();
+        read += item.bytes();
         progress(read, bytes_before)?;
     }
     let bytes_after = out.seek(SeekFrom::End(0))?;
@@ -100,23 +132,30 @@ pub fn write_quantized(
     })
 }
 
+/// A tensor under its canonical name, its name in the file, and what is done on the way.
+type Placed<'a> = (String, &'a str, &'a Logical, Change);
+
 /// What becomes of each tensor, in the order of the files.
-fn items<'a>(files: &'a TensorFiles<'_>, format: Format) -> Result<Vec<Item<'a>>> {
-    let scheme = Scheme::plain(format);
+fn items<'a>(
+    files: &'a TensorFiles<'_>,
+    tensors: Vec<Placed<'a>>,
+    scheme: &Scheme,
+    format: Format,
+) -> Result<Vec<Item<'a>>> {
     let mut items = Vec::new();
-    for (name, tensor) in files.tensors() {
+    for (name, stored, tensor, change) in tensors {
         let Some((dtype, _)) = files.raw(tensor) else {
             return Err(Error::BadFile {
                 path: files.path(tensor).to_owned(),
-                reason: format!("tensor `{name}` is quantized already; quantize the model in its original type"),
+                reason: format!("tensor `{stored}` is quantized already; quantize the model in its original type"),
             });
         };
-        files.check(name, tensor)?;
-        let is_layer = files.is_float(tensor) && scheme.covers(name, tensor.shape());
-        let columns = tensor.shape().last().copied().unwrap_or(1);
-        let format = if is_layer { format.fitting(columns) } else { None };
+        files.check(stored, tensor)?;
+        let shape = change.shape(tensor.shape()).unwrap_or_else(|| tensor.shape().to_vec());
+        let is_layer = files.is_float(tensor) && scheme.covers(&name, &shape);
+        let format = if is_layer { format.fitting(shape.last().copied().unwrap_or(1)) } else { None };
         let dtype = if dtype == Dtype::F64 { Dtype::F32 } else { dtype };
-        items.push(Item { name, tensor, format, dtype });
+        items.push(Item { name, stored, tensor, change, shape, format, dtype });
     }
     if items.iter().all(|item| item.format.is_none()) {
         return Err(Error::Unsupported(format!("no layer of this component can be stored as `{format}`")));
@@ -127,14 +166,19 @@ fn items<'a>(files: &'a TensorFiles<'_>, format: Format) -> Result<Vec<Item<'a>>
 
 impl Item<'_> {
     fn rows_and_columns(&self) -> (usize, usize) {
-        let shape = self.tensor.shape();
-        (shape.first().copied().unwrap_or(1), shape.get(1).copied().unwrap_or(1))
+        (self.shape.first().copied().unwrap_or(1), self.shape.get(1).copied().unwrap_or(1))
+    }
+
+    /// How many bytes of the file it is made of.
+    fn bytes(&self) -> u64 {
+        let count = |shape: &[usize]| shape.iter().product::<usize>().max(1) as u64;
+        self.tensor.bytes() * count(&self.shape) / count(self.tensor.shape())
     }
 
     /// What the file holds of it.
     fn entries(&self) -> Vec<Entry> {
         let (rows, columns) = self.rows_and_columns();
-        let count = self.tensor.shape().iter().product::<usize>();
+        let count = self.shape.iter().product::<usize>();
         let entry = |ending: &str, dtype: Dtype, shape: &[usize]| Entry {
             name: format!("{}{ending}", self.name),
             dtype,
@@ -142,13 +186,13 @@ impl Item<'_> {
             bytes: shape.iter().product::<usize>() * dtype.bitsize() / 8,
         };
         let beside = |ending: &str, dtype: Dtype, shape: &[usize]| Entry {
-            name: format!("{}{ending}", self.name.strip_suffix("weight").unwrap_or(self.name)),
+            name: format!("{}{ending}", self.name.strip_suffix("weight").unwrap_or(&self.name)),
             ..entry("", dtype, shape)
         };
         match self.format {
-            None => vec![entry("", self.dtype, self.tensor.shape())],
+            None => vec![entry("", self.dtype, &self.shape)],
             Some(format @ Format::Ggml(_)) => {
-                vec![Entry { bytes: format.bytes(rows, columns) as usize, ..entry("", Dtype::U8, self.tensor.shape()) }]
+                vec![Entry { bytes: format.bytes(rows, columns) as usize, ..entry("", Dtype::U8, &self.shape) }]
             }
             Some(format @ (Format::Nf4 | Format::Fp4)) => {
                 let state = self.quant_state(format).len();
@@ -181,7 +225,7 @@ impl Item<'_> {
             "quant_type": format.to_string(),
             "blocksize": FOUR_BIT_BLOCK,
             "dtype": dtype,
-            "shape": self.tensor.shape(),
+            "shape": self.shape,
         });
         state.to_string().into_bytes()
     }
@@ -189,14 +233,13 @@ impl Item<'_> {
     /// The bytes of its entries.
     fn contents(&self, files: &TensorFiles<'_>) -> Result<Vec<Vec<u8>>> {
         let Some(format) = self.format else {
-            let wanted = if self.dtype == Dtype::F32 { Some(DType::F32) } else { None };
-            return Ok(vec![match (files.raw(self.tensor), wanted) {
-                (Some((stored, bytes)), _) if stored == self.dtype => bytes.to_vec(),
-                _ => little_endian(&files.read(self.name, self.tensor, wanted)?)?,
+            return Ok(vec![match files.raw(self.tensor) {
+                Some((stored, bytes)) if stored == self.dtype && self.change == Change::None => bytes.to_vec(),
+                _ => little_endian(&self.read(files, (self.dtype == Dtype::F32).then_some(DType::F32))?)?,
             }]);
         };
-        let Weight::Dense(dense) = files.read(self.name, self.tensor, Some(DType::F32))? else {
-            return Err(Error::Unsupported(format!("tensor `{}` is quantized already", self.name)));
+        let Weight::Dense(dense) = self.read(files, Some(DType::F32))? else {
+            return Err(Error::Unsupported(format!("tensor `{}` is quantized already", self.stored)));
         };
         let matrix = Quantized::quantize(&dense, format, false)?;
         if let Some(blocks) = matrix.blocks() {
@@ -216,6 +259,11 @@ impl Item<'_> {
         })
     }
 
+    /// Its values, in `dtype` if one is named, changed as they must be.
+    fn read(&self, files: &TensorFiles<'_>, dtype: Option<DType>) -> Result<Weight> {
+        self.change.apply(&files.read(self.stored, self.tensor, dtype)?)
+    }
+
     /// How a GGUF file stores it.
     fn encoding(&self) -> Encoding {
         match self.format {
@@ -225,10 +273,14 @@ impl Item<'_> {
     }
 }
 
-/// The values of a dense f32 weight.
+/// The bytes of a dense floating point weight.
 fn little_endian(weight: &Weight) -> Result<Vec<u8>> {
-    let values = weight.dense(DType::F32)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    let values = weight.dense(DType::F32)?.flatten_all()?;
+    Ok(match values.dtype() {
+        DType::F16 => values.to_vec1::<f16>()?.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        DType::BF16 => values.to_vec1::<bf16>()?.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        _ => values.to_dtype(DType::F32)?.to_vec1::<f32>()?.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    })
 }
 
 /// Writes the header of a safetensors file; where each entry goes. Larger types come first, so that all are aligned.
@@ -277,12 +329,12 @@ fn write_gguf_header(
     header.extend(2u32.to_le_bytes());
     let (mut places, mut end) = (Vec::new(), 0u64);
     for (item, list) in items.iter().zip(entries) {
-        push_text(&mut header, item.name);
-        let shape = item.tensor.shape();
+        push_text(&mut header, &item.name);
+        let shape = &item.shape;
         header.extend((shape.len() as u32).to_le_bytes());
         shape.iter().rev().for_each(|size| header.extend((*size as u64).to_le_bytes()));
         let number = gguf::type_number(item.encoding()).ok_or_else(|| {
-            let (name, dtype) = (item.name, item.dtype);
+            let (name, dtype) = (&item.name, item.dtype);
             Error::Unsupported(format!(
                 "tensor `{name}` of type {dtype:?} has no place in a GGUF file; quantize to `nf4`"
             ))
@@ -312,7 +364,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::weights::Weights;
+    use crate::weights::{Weights, single_file::Checkpoint};
 
     /// A component with a layer of each kind, as a safetensors file.
     fn component(test: &str) -> PathBuf {
@@ -334,6 +386,53 @@ mod tests {
     }
 
     #[test]
+    fn a_component_of_a_checkpoint_is_written_under_canonical_names_as_it_would_be_read() {
+        let folder = std::env::temp_dir().join(format!("dw-writer-part-{}", std::process::id()));
+        fs_err::create_dir_all(&folder).expect("the temporary folder is writable");
+        let (file, target) = (folder.join("model.safetensors"), folder.join("written"));
+        let tensor = |shape: &[usize], dtype: DType| {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu).and_then(|tensor| tensor.to_dtype(dtype)).expect("a tensor")
+        };
+        let tensors = std::collections::HashMap::from([
+            ("x_embedder.proj.weight", tensor(&[2, 1, 2, 2], DType::F16)),
+            ("joint_blocks.0.x_block.attn.qkv.weight", tensor(&[6, 64], DType::F32)),
+            ("joint_blocks.0.x_block.attn.qkv.bias", tensor(&[6], DType::BF16)),
+            ("final_layer.adaLN_modulation.1.weight", tensor(&[4, 32], DType::BF16)),
+            ("final_layer.adaLN_modulation.1.bias", tensor(&[4], DType::F16)),
+        ]);
+        candle_core::safetensors::save(&tensors, &file).expect("the folder is writable");
+        let checkpoint = std::sync::Arc::new(Checkpoint::open(&file).expect("a transformer of Stable Diffusion 3"));
+        let found = checkpoint.component("transformer", Some(json!({}))).expect("readable");
+        let (part, _) = found.expect("it is the only component");
+        for name in ["q8_0", "nf4"] {
+            let format = Format::parse(name).expect("a format");
+            let mut out = Cursor::new(Vec::new());
+            let kind = (format, "SD3Transformer2DModel");
+            let written = write_quantized(Source::Part(&part), kind, "sd3", &mut out, &mut |_, _| Ok(()));
+            assert_eq!(written.expect("it can be written").quantized, 4, "query, key, value and the modulation");
+            fs_err::write(&target, out.into_inner()).expect("the folder is writable");
+            let read = Weights::load(std::slice::from_ref(&target), DType::F32, &Device::Cpu, &mut |_| Ok(()));
+            let scheme = Scheme::plain(format);
+            let direct = Weights::from_checkpoint(&part, DType::F32, &Device::Cpu, Some(&scheme), &mut |_| Ok(()));
+            let (read, direct) = (read.expect("it is read"), direct.expect("it is read"));
+            let mut names: Vec<&str> = direct.names().collect();
+            names.sort_unstable();
+            assert_eq!(names.len(), 9, "{names:?}");
+            for tensor in names {
+                let values = |weights: &Weights| {
+                    let found = weights.find(tensor).expect("readable").expect("it is there");
+                    let flat = found.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+                    (found.dims().to_vec(), flat.expect("f32"))
+                };
+                assert_eq!(values(&read), values(&direct), "{name} {tensor}");
+            }
+        }
+        fs_err::remove_dir_all(&folder).expect("it was written");
+    }
+
+    #[test]
     fn what_is_written_is_read_again_as_what_was_quantized() {
         for (name, ending) in
             [("q4_k", "gguf"), ("q8_0", "gguf"), ("nf4", "s"), ("fp4", "s"), ("int8", "s"), ("fp8", "s")]
@@ -341,7 +440,8 @@ mod tests {
             let format = Format::parse(name).expect("a format");
             let source = component(name);
             let mut file = Cursor::new(Vec::new());
-            let written = write_quantized(std::slice::from_ref(&source), format, "flux", &mut file, &mut |_, _| Ok(()));
+            let files = Source::Files(std::slice::from_ref(&source));
+            let written = write_quantized(files, (format, "Any"), "flux", &mut file, &mut |_, _| Ok(()));
             let written = written.expect("it can be written");
             let smaller = usize::from(name == "q4_k");
             assert_eq!((written.quantized, written.smaller_blocks, written.kept), (2 - smaller, smaller, 2), "{name}");

@@ -22,6 +22,8 @@ pub(super) fn quantize(args: &QuantizeArgs, session: &Session) -> Result<Exit, C
         format,
         output: args.output.clone(),
         components: args.components.clone(),
+        config: args.config.clone(),
+        variant: args.variant.clone(),
     };
     let cancel = CancellationToken::default();
     interrupt::cancels(&cancel, &std::sync::Arc::new(Reporter::silent()))?;

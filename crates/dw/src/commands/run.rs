@@ -140,7 +140,11 @@ fn dry_run(engine: &Engine, planned: &PlannedRun, json: bool) -> Result<Exit, Cl
     } else {
         print(&describe(&preview, &planned.request.output_dir))?;
     }
-    Ok(Exit::Done)
+    let problem = preview.steps.iter().find_map(|step| Some((&step.step, step.problem.as_ref()?)));
+    match problem {
+        None => Ok(Exit::Done),
+        Some((step, problem)) => Err(CliError::Failed(format!("step `{step}` cannot run: {problem}"))),
+    }
 }
 
 fn describe(preview: &Preview, output_dir: &Path) -> String {

@@ -37,6 +37,24 @@ fn a_quantized_model_loads_as_any_other() {
 }
 
 #[test]
+fn a_single_file_becomes_the_folder_of_a_component() {
+    let sandbox = Sandbox::new();
+    let file = format!("{}/unet/diffusion_pytorch_model.safetensors", model());
+    let config = model();
+    let quantize = |more: &[&str]| sandbox.run(&[&["quantize", &file, "--to", "q8_0", "-o", "unet-q8"], more].concat());
+    let (_, error) = quantize(&["--component", "vae"]).exits(1);
+    assert!(error.contains("no component `vae`; it holds `unet`"), "{error}");
+    let (out, _) = quantize(&["--config", &config]).exits(0);
+    assert!(out.contains("unet: "), "{out}");
+    assert!(sandbox.path("unet-q8/config.json").is_file());
+    let (out, _) = sandbox.run(&["quantize", &model(), "--to", "q8_0", "-o", "whole-q8"]).exits(0);
+    assert!(out.contains("unet: "), "{out}");
+    let bytes =
+        |folder: &str| fs_err::read(sandbox.path(folder).join("diffusion_pytorch_model.gguf")).expect("written");
+    assert!(bytes("unet-q8") == bytes("whole-q8/unet"), "the file and the folder hold the same model");
+}
+
+#[test]
 fn what_cannot_be_quantized_is_said_and_leaves_nothing() {
     let sandbox = Sandbox::new();
     let (_, error) = sandbox.run(&["quantize", &model(), "--to", "q9_k", "-o", "new"]).exits(2);

@@ -88,6 +88,32 @@ fn a_dry_run_says_what_would_run_and_writes_nothing() {
 }
 
 #[test]
+fn a_dry_run_reads_the_headers_of_files_and_fails_for_damaged_ones() {
+    let sandbox = Sandbox::new();
+    sandbox.write("cut.gguf", "GGUF\u{3}\0\0\0");
+    let model = format!("{}/../../tests/parity/models/sd15", env!("CARGO_MANIFEST_DIR"));
+    let workflow = serde_json::json!({
+        "id": "cut",
+        "steps": [{
+            "name": "draw",
+            "pipeline": {
+                "configuration": { "component_type": "StableDiffusionPipeline" },
+                "from_pretrained_arguments": { "model_name": model },
+                "unet": {
+                    "configuration": { "component_type": "UNet2DConditionModel" },
+                    "from_pretrained_arguments": { "from_single_file": "cut.gguf" }
+                },
+                "arguments": { "prompt": "a boat" }
+            },
+            "result": { "content_type": "image/png" }
+        }]
+    });
+    sandbox.write("cut.json", workflow.to_string());
+    let (_, err) = sandbox.run(&["run", "cut.json", "--dry-run", "--offline", "--device", "cpu"]).exits(1);
+    assert!(err.contains("cut.gguf`: ends within its header"), "{err}");
+}
+
+#[test]
 fn an_unknown_variable_is_answered_with_the_declared_ones() {
     let sandbox = with_workflow();
     let (out, err) = sandbox.run(&["run", "code.json", "txt=1"]).exits(2);

@@ -29,6 +29,9 @@ use crate::{
     weights::{Occupancy, Placement, Rest, Weights, paging::Pager},
 };
 
+/// Values of `quant_method` of which the tensors say everything.
+const READABLE: [&str; 3] = ["bitsandbytes", "gguf", "fp8"];
+
 /// How many names of unused tensors a warning lists.
 const LISTED_NAMES: usize = 5;
 
@@ -53,10 +56,27 @@ pub(super) struct Planned {
     pub(super) paging: Option<Paging>,
 }
 
+/// Refuses weights that another library stored in a way of its own, as far as their configuration says so.
+pub(super) fn check_quantization(files: &ModelFiles, folder: &str) -> Result<()> {
+    let path = sub(folder, "config.json");
+    let config = files.read_json(&path)?;
+    let method = config.as_ref().and_then(|config| config.pointer("/quantization_config/quant_method")?.as_str());
+    match method.filter(|method| !READABLE.contains(method)) {
+        None => Ok(()),
+        Some(method) => Err(Error::BadFile {
+            path: files.place(&path),
+            reason: format!(
+                "says that the weights are quantized in the way of `{method}`, which cannot be read; use the model in \
+                 its original type with a `quantization_config` in the step, or its GGUF or bitsandbytes files"
+            ),
+        }),
+    }
+}
+
 impl Planned {
     /// The same component with its layers stored as a step asks for.
     pub(super) fn quantized(self, request: &QuantizationRequest, context: Context<'_>) -> Result<Self> {
-        let scheme = Scheme::of(request)?;
+        let scheme = Scheme::of(request, &self.class)?;
         let Some(weights) = &self.weights else {
             let name = &self.name;
             return Err(Error::Unsupported(format!(
@@ -79,6 +99,21 @@ impl Planned {
                 self.name,
                 self.dtype.as_str(),
                 compute.as_str()
+            ));
+        }
+        let counts = |scheme| -> Result<usize> {
+            Ok(weights.list(scheme)?.iter().filter(|listed| listed.is_quantized()).count())
+        };
+        let (stored, settled) = (counts(None)?, counts(Some(&scheme))?);
+        if scheme.format.is_some() && stored > 0 {
+            let (name, class) = (&self.name, &request.class);
+            warn(format!(
+                "component `{name}` is quantized in its files already, which stays; its `{class}` acts on the rest only"
+            ));
+        } else if settled == 0 {
+            let (name, class) = (&self.name, &request.class);
+            warn(format!(
+                "`{class}` of component `{name}` quantizes nothing: its layers are few and small, or all stay dense"
             ));
         }
         let key = format!("{}|{}", self.key, scheme.key());
@@ -106,6 +141,15 @@ impl Planned {
         self.build(Weights::generated(make, DType::F32, &Device::Cpu))?;
         let asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(asked.into_iter().collect())
+    }
+
+    /// Refuses files that lack a tensor which the configuration asks for, or have it in another shape. Only headers
+    /// are read.
+    pub(super) fn check_weights(&self) -> Result<()> {
+        match &self.weights {
+            None | Some(WeightFiles::Random { .. }) => Ok(()),
+            Some(files) => self.build(self.open(files, Paging::Whole, &Arc::default())?).map(drop),
+        }
     }
 
     /// Its weights, left where they are stored.

@@ -13,7 +13,7 @@ use crate::{
     hub::WeightFiles,
     quant::Scheme,
     request::{CallSize, TilingRequest},
-    weights::{Paging, paging::group_key},
+    weights::{Listed, Paging, paging::group_key},
 };
 
 /// The stage in which everything that predicts noise is on the device together.
@@ -52,6 +52,8 @@ pub(crate) struct Need {
     pub(crate) tiled_activations: u64,
     /// Whether it is in memory already.
     pub(crate) is_loaded: bool,
+    /// Whether it is on the device all the time, whatever is said of components.
+    stays: bool,
 }
 
 /// The stage of a call in which the component `name` computes.
@@ -91,7 +93,30 @@ impl Need {
             activations: whole,
             tiled_activations: if is_vae { map(tile) } else { whole },
             is_loaded: false,
+            stays: false,
         })
+    }
+
+    /// What an adapter beside the denoiser needs, which is no component and does not come and go.
+    pub(crate) fn of_adapter(name: &str, tensors: &[Listed], dtype: DType) -> Self {
+        // Its layers are linear, so none has a kernel beside its weight.
+        let bytes = tensors.iter().map(|listed| listed.bytes(dtype, false)).sum();
+        Self {
+            name: name.to_owned(),
+            stage: DENOISE.to_owned(),
+            storage: dtype.as_str().to_owned(),
+            bytes,
+            layers: BTreeMap::new(),
+            activations: 0,
+            tiled_activations: 0,
+            is_loaded: false,
+            stays: true,
+        }
+    }
+
+    /// When its layers come and go, where a request says `asked` of components like it.
+    pub(crate) fn paging(&self, asked: Option<Paging>) -> Option<Paging> {
+        asked.filter(|_| !self.stays)
     }
 
     /// Bytes of its weights that are on the device at a time.
@@ -199,6 +224,7 @@ pub(super) mod tests {
             activations,
             tiled_activations: if name == "vae" { activations / 4 } else { activations },
             is_loaded: false,
+            stays: false,
         }
     }
 

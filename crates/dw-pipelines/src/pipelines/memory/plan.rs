@@ -56,13 +56,16 @@ pub(crate) fn decide(request: &MemoryRequest, needs: &[Need], call: Call, device
     };
     let tiling = request.vae_tiling.or_else(|| way.is_tiled.then(TilingRequest::default));
     let (peak, stage, activations) = fit.peak(way);
-    let component = |need: &Need| ComponentFit {
-        name: need.name.clone(),
-        dtype: need.storage.clone(),
-        bytes: need.bytes,
-        at_once: need.at_once(request.paging(base_name(&need.name), way.paging)),
-        presence: presence(request.paging(base_name(&need.name), way.paging)).to_owned(),
-        is_loaded: need.is_loaded,
+    let component = |need: &Need| {
+        let paging = fit.paging(need, way);
+        ComponentFit {
+            name: need.name.clone(),
+            dtype: need.storage.clone(),
+            bytes: need.bytes,
+            at_once: need.at_once(paging),
+            presence: presence(paging).to_owned(),
+            is_loaded: need.is_loaded,
+        }
     };
     let verdict = fit.verdict(peak);
     let plan = FitPlan {
@@ -116,9 +119,14 @@ struct Fit<'a> {
 }
 
 impl Fit<'_> {
+    /// When the layers of a component come and go.
+    fn paging(&self, need: &Need, way: Way) -> Option<Paging> {
+        need.paging(self.request.paging(base_name(&need.name), way.paging))
+    }
+
     /// Bytes in use at most, the stage that needs them, and its activations.
     fn peak(&self, way: Way) -> (u64, String, u64) {
-        let paging = |need: &Need| self.request.paging(base_name(&need.name), way.paging);
+        let paging = |need: &Need| self.paging(need, way);
         let is_here = |need: &&Need| paging(need).is_none();
         let always: u64 = self.needs.iter().filter(is_here).filter(|need| !need.is_loaded).map(|need| need.bytes).sum();
         let base = always + OVERHEAD + self.memory.map_or(0, |memory| memory.in_use);

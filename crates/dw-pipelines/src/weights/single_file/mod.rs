@@ -140,6 +140,24 @@ impl Checkpoint {
         config.map(Some).map_err(|reason| self.bad(reason))
     }
 
+    /// The component `name` with its configuration: `config`, or what shapes say. None when the file does not hold it.
+    pub fn component(self: &Arc<Self>, name: &str, config: Option<Value>) -> Result<Option<(CheckpointPart, Value)>> {
+        let Some(part) = Part::named(name) else { return Ok(None) };
+        let config = if config.is_some() { config } else { self.component_config(part, None)? };
+        let Some(config) = config else { return Ok(None) };
+        Ok(CheckpointPart::new(self, part, config.clone())?.map(|found| (found, config)))
+    }
+
+    /// The component that is meant where none is named: what removes the noise, or the only one.
+    pub fn main_component(&self) -> Option<&'static str> {
+        let mut names = self.components();
+        let denoiser = self.denoiser().name();
+        match (names.next(), names.next()) {
+            (only, None) => only,
+            _ => self.components().find(|name| *name == denoiser),
+        }
+    }
+
     fn bad(&self, reason: String) -> Error {
         Error::BadFile { path: self.path.clone(), reason }
     }

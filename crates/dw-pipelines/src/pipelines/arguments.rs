@@ -124,6 +124,12 @@ impl Texts {
             Self::Many(texts) => texts,
         }
     }
+
+    /// Whether they stand for themselves where another argument could stand in: an empty text gives way, a list never
+    /// does, empty texts or not (what Python takes for false).
+    pub(crate) fn stands(&self) -> bool {
+        !matches!(self, Self::One(text) if text.is_empty())
+    }
 }
 
 impl<'de> Deserialize<'de> for Texts {

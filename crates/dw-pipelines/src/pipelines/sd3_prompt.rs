@@ -52,7 +52,7 @@ impl<'a> Prompts<'a> {
         let each = |name: &str, texts: [Option<&Texts>; 3]| {
             let [first, others @ ..] = texts;
             let Some(first) = one_for_each(name, first, count)? else { return Ok(None) };
-            let [second, third] = others.map(|texts| texts.filter(|texts| texts.list().iter().any(|t| !t.is_empty())));
+            let [second, third] = others.map(|texts| texts.filter(|texts| texts.stands()));
             let second = one_for_each(&format!("{name}_2"), second, count)?.unwrap_or_else(|| first.clone());
             let third = one_for_each(&format!("{name}_3"), third, count)?.unwrap_or_else(|| first.clone());
             Ok::<_, Error>(Some([first, second, third]))

@@ -255,7 +255,7 @@ impl<'a> Prompts<'a> {
         };
         let both = |name: &str, first: Option<&Texts>, second: Option<&Texts>| {
             let Some(first) = one_for_each(name, first, count)? else { return Ok(None) };
-            let second = second.filter(|texts| texts.list().iter().any(|text| !text.is_empty()));
+            let second = second.filter(|texts| texts.stands());
             let second = one_for_each(&format!("{name}_2"), second, count)?.unwrap_or_else(|| first.clone());
             Ok::<_, Error>(Some([first, second]))
         };

@@ -115,7 +115,7 @@ pub(super) fn each_text(
     prompts: usize,
 ) -> Result<Option<EachText>> {
     let Some(first) = one_for_each(name, first, prompts)? else { return Ok(None) };
-    let second = second.filter(|texts| texts.list().iter().any(|text| !text.is_empty()));
+    let second = second.filter(|texts| texts.stands());
     let second = one_for_each(&format!("{name}_2"), second, prompts)?.unwrap_or_else(|| first.clone());
     Ok(Some([first, second]))
 }

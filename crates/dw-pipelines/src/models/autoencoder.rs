@@ -6,6 +6,7 @@ use super::{AutoencoderKl, AutoencoderTiny, Tiling, VaeConfig};
 use crate::Result;
 
 /// An autoencoder of any class.
+#[expect(clippy::large_enum_variant, reason = "a pipeline has one")]
 pub enum Autoencoder {
     /// The full one, whose encoder gives a distribution.
     Kl(AutoencoderKl),

@@ -322,8 +322,8 @@ impl Scheduler for UniPcMultistep {
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<()> {
         spacing::refuse_custom(Self::CLASS, request, false, true)?;
         if self.config.use_dynamic_shifting && request.mu.is_none() {
-            let reason = "needs a pipeline of a flow model, which tells how far to shift - set it to false";
-            return Err(option_error(Self::CLASS, "use_dynamic_shifting", reason));
+            let reason = "must be given, because this scheduler has `use_dynamic_shifting`";
+            return Err(config::request_error("mu", reason));
         }
         let (timesteps, sigmas) = self.schedule(request)?;
         self.sigmas = sigmas.into_iter().map(|sigma| sigma as f32).collect();

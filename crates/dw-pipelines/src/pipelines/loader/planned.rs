@@ -223,7 +223,10 @@ impl Planned {
         {
             return Err(Error::BadFile {
                 path: self.files.place(&path),
-                reason: format!("describes a `{other}`, not a `{}`; correct the folder or the class of `{}`", self.class, self.name),
+                reason: format!(
+                    "describes a `{other}`, not a `{}`; correct the folder or the class of `{}`",
+                    self.class, self.name
+                ),
             });
         }
         serde_path_to_error::deserialize(without_nulls(config)).map_err(|error| Error::BadFile {

@@ -140,8 +140,11 @@ fn the_order_of_files_does_not_matter() {
 
 #[test]
 fn a_file_for_another_model_is_refused_with_what_does_not_fit() {
-    let message = complaint(&xl(vec![lora("sd15_lora_kohya", 1.0)]));
-    assert!(message.contains("sd15_lora_kohya") && message.contains("of the model has shape"), "{message}");
+    let mut cache = ComponentCache::new(None);
+    let refused = draw(&xl(vec![lora("sd15_lora_kohya", 1.0)]), json!({}), &mut cache);
+    let message = refused.expect_err("it reads other text").to_string();
+    assert!(message.contains("sd15_lora_kohya") && message.contains("the model's UNet reads 72"), "{message}");
+    assert_eq!(cache.bytes(), 0, "the model was read first");
 }
 
 #[test]

@@ -18,7 +18,8 @@ use dw_pipelines::{
     hub::Hub,
     pipelines::{ComponentCache, Pipeline},
     request::{
-        ComponentChoice, Context, IpAdapterRequest, IpAdapterScale, MemoryRequest, ModelSource, PipelineRequest,
+        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, MemoryRequest, ModelSource,
+        PipelineRequest,
     },
     rng::{Generators, NoiseDialect},
 };
@@ -65,9 +66,13 @@ fn with_adapters(adapters: Vec<IpAdapterRequest>) -> PipelineRequest {
 }
 
 fn load(request: &PipelineRequest) -> Result<Pipeline> {
+    load_with(request, &mut ComponentCache::default())
+}
+
+fn load_with(request: &PipelineRequest, cache: &mut ComponentCache) -> Result<Pipeline> {
     let hub = Hub { cache: PathBuf::new(), endpoint: String::new(), token: None, offline: true };
     let cancel = CancellationToken::default();
-    Pipeline::load(request, &hub, &mut ComponentCache::default(), Context { events: &Silent, cancel: &cancel })
+    Pipeline::load(request, &hub, cache, Context { events: &Silent, cancel: &cancel })
 }
 
 fn why_not(request: &PipelineRequest) -> String {
@@ -224,11 +229,43 @@ fn what_is_wrong_with_an_adapter_is_said_when_it_is_loaded() {
     assert!(said.contains("needs an image encoder") && said.contains("`models/encoder`"), "{said}");
 
     let other_family = PipelineRequest { ip_adapters: vec![right()], ..request("StableDiffusionPipeline", "sd15") };
-    assert!(why_not(&other_family).contains("does not fit this model"));
+    let mut cache = ComponentCache::default();
+    let said = load_with(&other_family, &mut cache).map(|_| ()).expect_err("it has other layers").to_string();
+    assert!(said.contains("does not fit this model"), "{said}");
+    assert_eq!(cache.bytes(), 0, "the model was read first");
 
     let wrong_block = ip_adapter(&json!({ "down": { "block_9": 1 } }));
     assert!(why_not(&with_adapters(vec![wrong_block])).contains("no block `block_9`"));
     assert!(IpAdapterScale::from_json(&json!("x")).is_err() && IpAdapterScale::from_json(&json!([0.5, "x"])).is_err());
+}
+
+#[test]
+fn an_image_processor_of_the_step_prepares_the_pictures() {
+    let folder = std::env::temp_dir().join(format!("dw-image-processor-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
+    let settings = json!({ "image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 1.0, 1.0], "size": 40 });
+    std::fs::write(folder.join("preprocessor_config.json"), settings.to_string()).expect("a writable folder");
+    let own = |class: &str| {
+        let component = ComponentRequest {
+            class: class.into(),
+            source: ModelSource::Folder(folder.clone()),
+            subfolder: None,
+            variant: None,
+            dtype: None,
+            quantization: None,
+        };
+        let mut request = with_adapters(vec![ip_adapter(&json!(1))]);
+        request.components.insert("feature_extractor".into(), ComponentChoice::Load(vec![component]));
+        request
+    };
+    let shown = json!({ "ip_adapter_image": ArtifactRef(0).to_value() });
+    let drawn = |request: &PipelineRequest| {
+        latents(&mut load(request).expect("the model is complete"), shown.clone()).expect("the call is valid")
+    };
+    assert_ne!(drawn(&own("CLIPImageProcessor")), drawn(&with_adapters(vec![ip_adapter(&json!(1))])));
+    let said = why_not(&own("CLIPTokenizer"));
+    assert!(said.contains("`feature_extractor` of class `CLIPTokenizer`") && said.contains("`CLIPImageProcessor`"));
+    std::fs::remove_dir_all(&folder).expect("the folder is there");
 }
 
 #[test]

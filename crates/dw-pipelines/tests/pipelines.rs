@@ -211,6 +211,15 @@ fn pictures_of_a_batch_come_prompt_by_prompt_and_do_not_depend_on_each_other() {
 }
 
 #[test]
+fn an_empty_text_for_the_second_encoder_gives_way_and_a_list_of_empty_texts_does_not() {
+    let mut pipeline = load(&xl()).expect("complete");
+    let mut drawn = |more: Value| pictures(&run(&mut pipeline, &short(more), seed(3)).expect("valid"));
+    let usual = drawn(json!({ "prompt": ["a house"] }));
+    assert_eq!(drawn(json!({ "prompt": ["a house"], "prompt_2": "" })), usual);
+    assert_ne!(drawn(json!({ "prompt": ["a house"], "prompt_2": [""] })), usual);
+}
+
+#[test]
 fn sizes_may_be_written_as_lists_or_as_tuples_and_null_means_not_given() {
     let mut xl = load(&xl()).expect("the model is complete");
     let list = short(json!({ "original_size": [128, 96], "crops_coords_top_left": [4.0, 8] }));

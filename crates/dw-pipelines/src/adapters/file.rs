@@ -74,6 +74,12 @@ impl AdapterFile {
         weights::read_names(&self.path)
     }
 
+    /// The sizes of its tensors by name, from the header alone.
+    pub(super) fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
+        let listed = weights::list_files(std::slice::from_ref(&self.path), None)?;
+        Ok(listed.into_iter().map(|tensor| (tensor.name.clone(), tensor.dims().to_vec())).collect())
+    }
+
     /// Its tensors by name, as they are stored, on the host.
     pub(super) fn read(&self) -> Result<BTreeMap<String, Tensor>> {
         weights::read_stored(&self.path)

@@ -3,6 +3,7 @@
 //!
 //! A model knows no file, no workflow and no command line.
 
+pub mod autoencoder;
 mod blocks;
 pub mod clip;
 pub mod clip_vision;
@@ -20,7 +21,9 @@ pub mod t5;
 pub mod tiling;
 pub mod unet;
 pub mod vae;
+pub mod vae_tiny;
 
+pub use autoencoder::{Autoencoder, Encoded};
 pub use clip::{ClipTextConfig, ClipTextModel, ClipTextOutput};
 pub use clip_vision::{ClipVisionConfig, ClipVisionModel, ClipVisionOutput};
 pub use controlnet::{
@@ -43,3 +46,4 @@ pub use t5::{T5Config, T5EncoderModel};
 pub use tiling::Tiling;
 pub use unet::{AddedConditions, ImagePrompts, Unet2DConditionModel, UnetConfig, UnetInput};
 pub use vae::{AutoencoderKl, VaeConfig};
+pub use vae_tiny::{AutoencoderTiny, TinyVaeConfig};

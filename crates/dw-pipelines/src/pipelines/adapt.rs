@@ -22,7 +22,10 @@ use crate::{
         lora::{self, Denoiser, Merged, Strengthened, merge},
     },
     hub::Hub,
-    models::{ClipTextModel, FluxTransformer2DModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel},
+    models::{
+        ClipTextModel, FluxTransformer2DModel, Sd3Transformer2DModel, T5EncoderModel, Unet2DConditionModel, UnetConfig,
+        config::OneOrMany,
+    },
     request::{Context, PipelineRequest},
     weights::Weights,
 };
@@ -63,6 +66,15 @@ impl Adapters {
             loras.push((file, lora.scale));
         }
         Ok(Self { loras, words: Words::find(request, hub, context)? })
+    }
+
+    /// Refuses LoRA files made for a UNet that reads other text than this one.
+    pub(crate) fn check_unet(&self, unet: &UnetConfig) -> Result<()> {
+        let widths = match &unet.cross_attention_dim {
+            OneOrMany::One(width) => std::slice::from_ref(width),
+            OneOrMany::Many(widths) => widths,
+        };
+        self.loras.iter().try_for_each(|(file, _)| lora::check_text_width(file, widths))
     }
 
     /// Whether a factor on the scales changes anything.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Error, Result,
     models::{
-        AutoencoderKl, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
+        Autoencoder, ClipTextModel, ClipVisionModel, ConditionConfig, ControlNetModel, ControlNetUnionModel,
         FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Reuse, Sd3ControlNetModel,
         Sd3Transformer2DModel, SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, config::OneOrMany,
     },
@@ -38,7 +38,7 @@ pub enum Model {
     /// The denoiser.
     Unet(Unet2DConditionModel),
     /// Latents to pictures and back.
-    Vae(AutoencoderKl),
+    Vae(Autoencoder),
     /// Steers a UNet by a picture.
     ControlNet(ControlNetModel),
     /// Steers a UNet by pictures of several kinds.
@@ -287,7 +287,7 @@ impl Parts {
         self.components.get(name).map(|component| &component.model)
     }
 
-    pub(crate) fn vae(&self) -> Result<&AutoencoderKl> {
+    pub(crate) fn vae(&self) -> Result<&Autoencoder> {
         match self.components.get("vae").map(|component| &component.model) {
             Some(Model::Vae(vae)) => Ok(vae),
             other => Err(self.unusable("vae", other.is_some())),

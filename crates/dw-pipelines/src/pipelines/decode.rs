@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{AutoencoderKl, VaeConfig},
+    models::{Autoencoder, Encoded, VaeConfig},
     request::Context,
 };
 
@@ -54,13 +54,10 @@ pub(crate) fn decode(
     let upcast = upcast && vae.dtype() == DType::F16 && vae.config().force_upcast;
     let mut wide = if upcast { Some(vae.with_dtype(DType::F32)?) } else { None };
     let tiling = parts.memory.tiling(vae)?;
-    let decode = |vae: &AutoencoderKl, row: usize| -> Result<Tensor> {
+    let decode = |vae: &Autoencoder, row: usize| -> Result<Tensor> {
         let latents = latents.narrow(0, row, 1)?.to_device(vae.device())?.to_dtype(vae.dtype())?;
         let latents = unscaled(&latents, vae.config(), scaling)?;
-        match &tiling {
-            Some(tiling) => vae.decode_tiled(&latents, tiling),
-            None => vae.decode(&latents),
-        }
+        vae.decode(&latents, tiling.as_ref())
     };
     let mut pictures = Vec::with_capacity(latents.dim(0)?);
     for row in 0..latents.dim(0)? {
@@ -84,32 +81,34 @@ fn overflowed(done: &str) -> String {
     )
 }
 
-/// Mean and log variance of the posterior of pictures `(batch, channels, height, width)` in -1 to 1, each
+/// What the autoencoder says about pictures `(batch, channels, height, width)` in -1 to 1:
 /// `(batch, latent channels, height / 8, width / 8)` in the type of the autoencoder or, with `upcast`, in float32.
 /// Pictures go one by one, in tiles where the step asks for them, and again in float32 when float16 overflows.
-pub(crate) fn encode(parts: &Parts, pixels: &Tensor, upcast: bool) -> Result<(Tensor, Tensor)> {
+pub(crate) fn encode(parts: &Parts, pixels: &Tensor, upcast: bool) -> Result<Encoded> {
     let vae = parts.vae()?;
     let mut wide = if upcast { Some(vae.with_dtype(DType::F32)?) } else { None };
     let tiling = parts.memory.tiling(vae)?;
-    let encode = |vae: &AutoencoderKl, row: usize| -> Result<(Tensor, Tensor)> {
-        let pixels = pixels.narrow(0, row, 1)?;
-        match &tiling {
-            Some(tiling) => vae.encode_tiled(&pixels, tiling),
-            None => vae.encode(&pixels),
-        }
-    };
-    let (mut means, mut log_variances) = (Vec::new(), Vec::new());
+    let encode = |vae: &Autoencoder, row: usize| vae.encode(&pixels.narrow(0, row, 1)?, tiling.as_ref());
+    let (mut latents, mut log_variances) = (Vec::new(), Vec::new());
     for row in 0..pixels.dim(0)? {
-        let (mut mean, mut log_variance) = encode(wide.as_ref().unwrap_or(vae), row)?;
-        if wide.is_none() && vae.dtype() == DType::F16 && !(is_finite(&mean)? && is_finite(&log_variance)?) {
+        let mut encoded = encode(wide.as_ref().unwrap_or(vae), row)?;
+        if wide.is_none() && vae.dtype() == DType::F16 && !encoded.is_finite()? {
             parts.memory.note(overflowed("encoded"));
-            (mean, log_variance) = encode(wide.insert(vae.with_dtype(DType::F32)?), row)?;
+            encoded = encode(wide.insert(vae.with_dtype(DType::F32)?), row)?;
         }
         let dtype = if upcast { DType::F32 } else { vae.dtype() };
-        means.push(mean.to_dtype(dtype)?.to_device(&parts.device)?);
-        log_variances.push(log_variance.to_dtype(dtype)?.to_device(&parts.device)?);
+        let usable = |tensor: Tensor| -> Result<Tensor> { Ok(tensor.to_dtype(dtype)?.to_device(&parts.device)?) };
+        latents.push(usable(encoded.latents)?);
+        log_variances.extend(encoded.log_variance.map(usable).transpose()?);
     }
-    Ok((Tensor::cat(&means, 0)?, Tensor::cat(&log_variances, 0)?))
+    let log_variance = if log_variances.is_empty() { None } else { Some(Tensor::cat(&log_variances, 0)?) };
+    Ok(Encoded { latents: Tensor::cat(&latents, 0)?, log_variance })
+}
+
+impl Encoded {
+    fn is_finite(&self) -> Result<bool> {
+        Ok(is_finite(&self.latents)? && self.log_variance.as_ref().map_or(Ok(true), is_finite)?)
+    }
 }
 
 /// Latents of the denoiser to latents of the autoencoder.

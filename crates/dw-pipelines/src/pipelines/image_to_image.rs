@@ -18,7 +18,7 @@ use super::{
     text_to_image::{Canvas, refuse},
     unet::{scale_factor, side_multiple, size_like},
 };
-use crate::{Result, rng::Generators, schedulers::Scheduler};
+use crate::{Result, models::Encoded, rng::Generators, schedulers::Scheduler};
 
 /// One picture (or latents), or a list of them.
 #[derive(Clone, Debug, Serialize)]
@@ -204,20 +204,22 @@ pub(crate) fn encoded(
     generators: &mut Generators,
 ) -> Result<Tensor> {
     let vae = parts.vae()?;
-    let (mut mean, mut log_variance) = encode(parts, pixels, encoding.upcast && vae.config().force_upcast)?;
-    if encoding.for_each_picture && matches!(generators, Generators::Each(_)) {
-        (mean, log_variance) = (tiled(&mean, pictures)?, tiled(&log_variance, pictures)?);
+    let Encoded { mut latents, log_variance } = encode(parts, pixels, encoding.upcast && vae.config().force_upcast)?;
+    if let Some(mut log_variance) = log_variance {
+        if encoding.for_each_picture && matches!(generators, Generators::Each(_)) {
+            (latents, log_variance) = (tiled(&latents, pictures)?, tiled(&log_variance, pictures)?);
+        }
+        let noise = generators.randn_first(latents.dims(), latents.dtype(), latents.device())?;
+        latents = (latents + ((log_variance * 0.5)?.exp()? * noise)?)?;
     }
-    let noise = generators.randn_first(mean.dims(), mean.dtype(), mean.device())?;
-    let sample = (&mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
-    scaled(&sample.to_dtype(parts.denoiser()?.dtype)?, vae.config(), encoding.scaling)
+    scaled(&latents.to_dtype(parts.denoiser()?.dtype)?, vae.config(), encoding.scaling)
 }
 
 /// Pixels in -1 to 1 as the most likely latents in the denoiser's type; nothing is drawn.
 pub(crate) fn most_likely(parts: &Parts, pixels: &Tensor, scaling: Scaling) -> Result<Tensor> {
     let vae = parts.vae()?;
-    let (mean, _) = encode(parts, pixels, false)?;
-    scaled(&mean.to_dtype(parts.denoiser()?.dtype)?, vae.config(), scaling)
+    let Encoded { latents, .. } = encode(parts, pixels, false)?;
+    scaled(&latents.to_dtype(parts.denoiser()?.dtype)?, vae.config(), scaling)
 }
 
 /// All rows, over and over, until there are `rows` of them.

@@ -295,6 +295,9 @@ impl Masked {
         let (rows, _, height, width) = pixels.dims4()?;
         let shape = [rows, parts.denoiser()?.channels, height / scale, width / scale];
         let vae = parts.vae()?;
+        if !vae.is_sampled() {
+            return Ok(());
+        }
         let dtype = if encoding.upcast && vae.config().force_upcast { DType::F32 } else { vae.dtype() };
         generators.randn_first(&shape, dtype, &Device::Cpu)?;
         Ok(())

@@ -14,14 +14,13 @@ use super::{
     cache::ComponentCache,
     clip_pixels::ClipPixels,
     components::{Model, Parts, SchedulerSetup, SharedComponent, numbered},
-    ip_adapter::{Found, IpAdapters, check_encoder},
+    ip_adapter::Found,
     memory::{Call, Decision, Memory, Need as MemoryNeed, base_name, decide, refuse_if_too_large},
     text_to_image::refuse,
 };
 use crate::{
     Error, Result, device,
     hub::{Hub, ModelFiles, Need, TOKENIZER_FILES, WeightFiles, sub},
-    models::{ControlNetConfig, UnetConfig},
     registry::{Family, Implementation, Task},
     request::{ComponentChoice, ComponentRequest, Context, PipelineRequest, SchedulerRequest},
     schedulers,
@@ -31,10 +30,22 @@ mod flux_family;
 mod planned;
 mod sd3_family;
 mod sd3_ip_adapter;
+mod unet_family;
 
 use planned::Planned;
 
+/// What prepares pictures for image encoders.
+const FEATURE_EXTRACTOR: &str = "feature_extractor";
+/// The classes that do.
+const IMAGE_PROCESSORS: [&str; 5] = [
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPFeatureExtractor",
+    "SiglipImageProcessor",
+    "SiglipImageProcessorFast",
+];
 const CONTROLNET: &str = "ControlNetModel";
+const AUTOENCODER_TINY: &str = "AutoencoderTiny";
 const CONTROLNET_UNION: &str = "ControlNetUnionModel";
 
 /// What components that remove the noise are called.
@@ -55,7 +66,7 @@ pub(crate) enum Kind {
     ClipVision,
     /// A `UNet2DConditionModel`.
     Unet,
-    /// An `AutoencoderKL`.
+    /// An `AutoencoderKL` or `AutoencoderTiny`.
     Vae,
     /// A `ControlNetModel` or `ControlNetUnionModel`; a step may list several.
     ControlNet,
@@ -83,7 +94,7 @@ impl Kind {
             Self::T5 => &["T5EncoderModel"],
             Self::ClipVision => &["CLIPVisionModelWithProjection"],
             Self::Unet => &["UNet2DConditionModel"],
-            Self::Vae => &["AutoencoderKL"],
+            Self::Vae => &["AutoencoderKL", AUTOENCODER_TINY],
             Self::ControlNet => &[CONTROLNET, CONTROLNET_UNION],
             Self::Sd3Transformer => &["SD3Transformer2DModel"],
             Self::Sd3ControlNet => &["SD3ControlNetModel"],
@@ -158,6 +169,11 @@ pub(crate) fn load(
     let preprocessor = sd3_ip_adapter::preprocessor(&found, &origins, context)?;
     let feature_extractor = planner.own_feature_extractor(implementation)?;
     let adapters = Adapters::find(request, implementation.family.denoiser(), hub, context)?;
+    let unet = unet_family::Unet::of(&origins)?;
+    unet.as_ref().map_or(Ok(()), |unet| adapters.check_unet(&unet.config))?;
+    // Small beside the model, and what does not belong to it is found before the model is read.
+    let ip_adapters = unet.map(|unet| unet_family::read_ip_adapters(&unet, &origins, &found, pixels.clone(), context));
+    let ip_adapters = ip_adapters.transpose()?.flatten().map(Arc::new);
     let Decision { paging, tiling, plan } = planner.decide(&origins, &found)?;
     context.events.emit(Event::FitPlan { plan: plan.clone() });
     refuse_if_too_large(&plan, &request.memory)?;
@@ -181,7 +197,7 @@ pub(crate) fn load(
         feature_extractor,
         reuse: None,
         prompt_weighting: request.prompt_weighting,
-        ip_adapters: None,
+        ip_adapters,
         sd3_ip_adapter: None,
         flux_ip_adapters: None,
         memory: Memory::new(&request.memory, tiling, Arc::clone(cache.occupancy())),
@@ -191,8 +207,6 @@ pub(crate) fn load(
         parts.sd3_ip_adapter = sd3_ip_adapter::read(&parts, &found, preprocessor.as_ref(), context)?.map(Arc::new);
     } else if implementation.family == Family::Flux {
         parts.flux_ip_adapters = flux_family::read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
-    } else {
-        parts.ip_adapters = read_ip_adapters(&parts, &found, pixels, context)?.map(Arc::new);
     }
     Ok(parts)
 }
@@ -228,6 +242,10 @@ fn check_names(request: &PipelineRequest, implementation: &Implementation) -> Re
     }
     let names = || implementation.slots.iter().map(|slot| slot.name);
     for (name, choice) in &request.components {
+        if let (FEATURE_EXTRACTOR, ComponentChoice::Load(components)) = (name.as_str(), choice) {
+            check_image_processors(components)?;
+            continue;
+        }
         if !matches!(choice, ComponentChoice::Omit) && !names().any(|known| known == name) {
             let known = names().collect::<Vec<_>>().join("`, `");
             let class = implementation.class;
@@ -248,6 +266,18 @@ fn check_loras(request: &PipelineRequest, implementation: &Implementation) -> Re
         "`{}` takes no LoRA; name it under `loras` of the step that makes the picture",
         implementation.class
     )))
+}
+
+/// Refuses other classes than image processors where one is to be.
+fn check_image_processors(components: &[ComponentRequest]) -> Result<()> {
+    match components.iter().find(|component| !IMAGE_PROCESSORS.contains(&component.class.as_str())) {
+        None => Ok(()),
+        Some(other) => Err(Error::Unsupported(format!(
+            "component `{FEATURE_EXTRACTOR}` of class `{}` cannot be loaded for this pipeline; it takes `{}`",
+            other.class,
+            IMAGE_PROCESSORS.join("`, `")
+        ))),
+    }
 }
 
 /// Refuses IP-Adapters that the class does not take, before they are looked for.
@@ -299,54 +329,6 @@ fn scheduler_setup(
     Ok(setup)
 }
 
-/// Refuses ControlNets that were made for another family of models, before weights are read.
-fn check_family(origins: &[(String, Origin)]) -> Result<()> {
-    let mut unet = None;
-    for (name, origin) in origins {
-        let Some((kind, config)) = origin.unet_config()? else { continue };
-        if kind == Kind::Unet {
-            unet = Some(config);
-            continue;
-        }
-        let Some(unet) = &unet else { continue };
-        let (of_net, of_unet) = (&config.cross_attention_dim, &unet.cross_attention_dim);
-        let reason = if of_net != of_unet {
-            let show = |dim| serde_json::to_string(dim).unwrap_or_default();
-            format!("reads text of {} features, but the model's UNet reads {}", show(of_net), show(of_unet))
-        } else if config.block_out_channels != unet.block_out_channels {
-            let (net, unet) = (&config.block_out_channels, &unet.block_out_channels);
-            format!("has levels of {net:?} channels, but the model's UNet has {unet:?}")
-        } else if config.addition_embed_type != unet.addition_embed_type || config.in_channels != unet.out_channels {
-            "has other inputs than the model's UNet".to_owned()
-        } else {
-            continue;
-        };
-        return Err(Error::Unsupported(format!(
-            "component `{name}` {reason}; use a ControlNet made for this family of models"
-        )));
-    }
-    Ok(())
-}
-
-impl Origin {
-    /// What a UNet, or the UNet that a ControlNet was copied from, looks like; none for other components.
-    fn unet_config(&self) -> Result<Option<(Kind, UnetConfig)>> {
-        Ok(match self {
-            Self::Loaded(planned) => match planned.kind {
-                Kind::Unet => Some((Kind::Unet, planned.config()?)),
-                Kind::ControlNet => Some((Kind::ControlNet, planned.config::<ControlNetConfig>()?.unet)),
-                _ => None,
-            },
-            Self::Shared(component) => match &component.model {
-                Model::Unet(unet) => Some((Kind::Unet, unet.config().clone())),
-                Model::ControlNet(net) => Some((Kind::ControlNet, net.config().unet.clone())),
-                Model::ControlNetUnion(net) => Some((Kind::ControlNet, net.config().unet.clone())),
-                _ => None,
-            },
-        })
-    }
-}
-
 /// Decides for each component where it comes from.
 struct Planner<'a> {
     request: &'a PipelineRequest,
@@ -375,7 +357,7 @@ impl Planner<'_> {
             origins.extend(planned);
         }
         self.check_variant(&origins)?;
-        check_family(&origins)?;
+        unet_family::check(&origins)?;
         sd3_family::check(&origins)?;
         flux_family::check((implementation.class, !self.request.loras.is_empty()), &origins)?;
         if let Some(planned) = self.own_image_encoder(implementation, found, &origins)? {
@@ -559,22 +541,34 @@ impl Planner<'_> {
     /// How the model prepares pictures for an image encoder of its own.
     fn own_feature_extractor(&self, implementation: &Implementation) -> Result<Option<Value>> {
         let has_encoder = implementation.slots.iter().any(|slot| slot.kind == Kind::Siglip);
-        if !has_encoder || self.index.pointer("/feature_extractor/1").is_none_or(Value::is_null) {
-            return Ok(None);
-        }
-        self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
-        self.files.read_json("feature_extractor/preprocessor_config.json")
+        Ok(if has_encoder { self.image_processor()?.map(|(_, config)| config) } else { None })
     }
 
-    /// How the model prepares pictures for CLIP.
+    /// How pictures are prepared for CLIP.
     fn clip_pixels(&self, found: &[Found<'_>]) -> Result<ClipPixels> {
-        let class = self.index.pointer("/feature_extractor/1").and_then(Value::as_str);
-        if found.is_empty() || class.is_none_or(|class| !class.starts_with("CLIP")) {
-            return Ok(ClipPixels::new(None));
-        }
-        self.files.fetch("feature_extractor", Need::File("preprocessor_config.json"), self.context)?;
-        let config = self.files.read_json("feature_extractor/preprocessor_config.json")?;
+        let processor = if found.is_empty() { None } else { self.image_processor()? };
+        let config = processor.filter(|(class, _)| class.starts_with("CLIP")).map(|(_, config)| config);
         Ok(ClipPixels::new(config.as_ref()))
+    }
+
+    /// The class and the settings of what prepares pictures: the step's own, else the model's; none when there is none.
+    fn image_processor(&self) -> Result<Option<(String, Value)>> {
+        const FILE: &str = "preprocessor_config.json";
+        match self.request.components.get(FEATURE_EXTRACTOR) {
+            Some(ComponentChoice::Omit) => return Ok(None),
+            Some(ComponentChoice::Load(components)) => {
+                let Some(component) = components.first() else { return Ok(None) };
+                let files = self.hub.open(&component.source, self.context)?;
+                let folder = component.subfolder.as_deref().unwrap_or_default().trim_matches('/');
+                files.fetch(folder, Need::File(FILE), self.context)?;
+                return Ok(Some((component.class.clone(), files.require_json(&sub(folder, FILE))?)));
+            }
+            Some(ComponentChoice::Shared) | None => {}
+        }
+        let Some(class) = self.index.pointer("/feature_extractor/1").and_then(Value::as_str) else { return Ok(None) };
+        self.files.fetch(FEATURE_EXTRACTOR, Need::File(FILE), self.context)?;
+        let config = self.files.read_json(&sub(FEATURE_EXTRACTOR, FILE))?;
+        Ok(config.map(|config| (class.to_owned(), config)))
     }
 
     /// The type of a component whose own settings say `own`; what the configuration says is applied last.
@@ -664,28 +658,6 @@ impl Planner<'_> {
         }
         Ok(planned)
     }
-}
-
-/// Reads the adapters that were found; none when there are none.
-fn read_ip_adapters(
-    parts: &Parts,
-    found: &[Found<'_>],
-    pixels: ClipPixels,
-    context: Context<'_>,
-) -> Result<Option<IpAdapters>> {
-    if found.is_empty() {
-        return Ok(None);
-    }
-    let (unet, encoder) = (parts.unet()?, parts.image_encoder()?);
-    let mut adapters = Vec::with_capacity(found.len());
-    for found in found {
-        let scaled = found.read(unet.config(), (unet.dtype(), unet.device()), context)?;
-        if let Some(encoder) = encoder {
-            check_encoder(&scaled.adapter, encoder.config())?;
-        }
-        adapters.push(scaled);
-    }
-    Ok(Some(IpAdapters { adapters, pixels }))
 }
 
 /// Takes components from the cache or reads them, and tells how far the reading is.

@@ -124,7 +124,7 @@ pub(crate) fn edit_rows(positive: &Tensor, negative: Option<&Tensor>) -> Result<
 pub(crate) fn picture_latents(parts: &Parts, start: &Start, pictures: usize, upcast: bool) -> Result<Tensor> {
     let latents = match start {
         Start::Latents(latents) => latents.clone(),
-        Start::Pixels(pixels) => encode(parts, pixels, upcast && parts.vae()?.config().force_upcast)?.0,
+        Start::Pixels(pixels) => encode(parts, pixels, upcast && parts.vae()?.config().force_upcast)?.latents,
     };
     tiled(&latents.to_dtype(parts.unet()?.dtype())?, pictures)
 }

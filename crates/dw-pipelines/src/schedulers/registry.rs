@@ -96,11 +96,16 @@ pub fn create(class: &str, config: &Map<String, Value>) -> Result<Box<dyn Schedu
 const KINDS: [(&str, &str); 2] = [("FlowMatch", "the velocity of a rectified flow"), ("EDM", "noise scaled as in EDM")];
 
 /// Refuses a class that steps in another way than the model's own one predicts: flows and EDM are neither noise nor
-/// the other. A class that is told to use flow sigmas serves flows.
+/// the other. A class that is told to use flow sigmas serves flows; a shift by the picture's size is for flows alone.
 pub(crate) fn check_kinship(class: &str, config: &Map<String, Value>, own: &str) -> Result<()> {
     let kind = |class: &str| KINDS.iter().find(|(beginning, _)| class.starts_with(beginning)).map(|(name, _)| *name);
     let uses_flow = config.get("use_flow_sigmas").and_then(Value::as_bool).unwrap_or(false);
     let (asked, of_model) = (kind(class).or(uses_flow.then_some("FlowMatch")), kind(own));
+    let shifts = config.get("use_dynamic_shifting").and_then(Value::as_bool).unwrap_or(false);
+    if class == UniPcMultistep::CLASS && shifts && of_model.is_none() {
+        let reason = "needs a flow model, whose pipeline says how far to shift - set it to false";
+        return Err(config::option_error(class, "use_dynamic_shifting", reason));
+    }
     if asked == of_model || (uses_flow && of_model.is_none()) {
         return Ok(());
     }

@@ -212,7 +212,7 @@ impl UniPcMultistep {
         }
         let (timesteps, mut sigmas) = match curve {
             Some(curve) => self.curve_schedule(curve, steps),
-            None if config.use_flow_sigmas => self.flow_schedule(request)?,
+            None if config.use_flow_sigmas => self.flow_schedule(request),
             None => {
                 let (spacing, offset) = (config.timestep_spacing, config.steps_offset);
                 self.levels.run(exponential::timesteps(spacing, train, train, steps, offset), None, None, None)
@@ -240,7 +240,7 @@ impl UniPcMultistep {
         (timesteps.into_iter().map(f64::round_ties_even).collect(), sigmas)
     }
 
-    fn flow_schedule(&self, request: &TimestepRequest) -> Result<(Vec<f64>, Vec<f64>)> {
+    fn flow_schedule(&self, request: &TimestepRequest) -> (Vec<f64>, Vec<f64>) {
         /// A first level of exactly 1 would have no signal at all.
         const BELOW_ONE: f64 = 1e-6;
         let config = &self.config;
@@ -251,15 +251,9 @@ impl UniPcMultistep {
             times
         });
         let precision = Precision::Double;
-        let mut sigmas: Vec<f64> = match (config.use_dynamic_shifting, request.mu) {
-            (true, Some(mu)) => {
-                times.iter().map(|&time| precision.time_shifted(time, config.time_shift_type, mu)).collect()
-            }
-            (true, None) => {
-                let reason = "must be given, because this scheduler has `use_dynamic_shifting`";
-                return Err(config::request_error("mu", reason));
-            }
-            (false, _) => times.iter().map(|&time| precision.shifted(time, config.flow_shift)).collect(),
+        let mut sigmas: Vec<f64> = match request.mu.filter(|_| config.use_dynamic_shifting) {
+            Some(mu) => times.iter().map(|&time| precision.time_shifted(time, config.time_shift_type, mu)).collect(),
+            None => times.iter().map(|&time| precision.shifted(time, config.flow_shift)).collect(),
         };
         if let Some(terminal) = config.shift_terminal.filter(|&terminal| terminal != 0.0) {
             sigmas = precision.stretched(&sigmas, terminal);
@@ -267,7 +261,7 @@ impl UniPcMultistep {
         if (sigmas[0] - 1.0).abs() < BELOW_ONE {
             sigmas[0] -= BELOW_ONE;
         }
-        Ok((sigmas.iter().map(|sigma| sigma * train).collect(), sigmas))
+        (sigmas.iter().map(|sigma| sigma * train).collect(), sigmas)
     }
 }
 
@@ -327,6 +321,10 @@ impl Scheduler for UniPcMultistep {
 
     fn set_timesteps(&mut self, request: &TimestepRequest) -> Result<()> {
         spacing::refuse_custom(Self::CLASS, request, false, true)?;
+        if self.config.use_dynamic_shifting && request.mu.is_none() {
+            let reason = "must be given, because this scheduler has `use_dynamic_shifting`";
+            return Err(config::request_error("mu", reason));
+        }
         let (timesteps, sigmas) = self.schedule(request)?;
         self.sigmas = sigmas.into_iter().map(|sigma| sigma as f32).collect();
         self.timesteps = timesteps.into_iter().map(f64::trunc).collect();

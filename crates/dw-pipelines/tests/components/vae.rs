@@ -1,7 +1,12 @@
 //! The autoencoder.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Tensor};
-use dw_pipelines::models::{AutoencoderKl, VaeConfig};
+use dw_pipelines::{
+    models::{AutoencoderKl, AutoencoderTiny, TinyVaeConfig, VaeConfig},
+    weights::Weights,
+};
 
 use crate::{Case, assert_close, assert_within, component};
 
@@ -96,4 +101,70 @@ fn a_picture_of_one_tile_is_the_same_with_and_without_tiling() {
     let latents = wave((1, 4, 8, 8), 0.37);
     let whole = vae.decode(&latents).expect("the latents fit");
     assert_within("picture", &vae.decode_tiled(&latents, &tiling).expect("the latents fit"), &whole, 0.0);
+}
+
+/// The weights of a small autoencoder with one block of four channels at each of four levels: a wave for each tensor,
+/// its step by the length of the tensor's name.
+fn tiny_weights() -> Weights {
+    let mut shapes = vec![
+        (String::from("encoder.layers.0"), (4, 3, true)),
+        (String::from("encoder.layers.8"), (4, 4, true)),
+        (String::from("decoder.layers.0"), (4, 4, true)),
+        (String::from("decoder.layers.12"), (3, 4, true)),
+    ];
+    shapes.extend([2, 4, 6].map(|at| (format!("encoder.layers.{at}"), (4, 4, false))));
+    shapes.extend([4, 7, 10].map(|at| (format!("decoder.layers.{at}"), (4, 4, false))));
+    for block in [1, 3, 5, 7]
+        .map(|at| format!("encoder.layers.{at}"))
+        .into_iter()
+        .chain([2, 5, 8, 11].map(|at| format!("decoder.layers.{at}")))
+    {
+        shapes.extend([0, 2, 4].map(|at| (format!("{block}.conv.{at}"), (4, 4, true))));
+    }
+    let mut tensors = HashMap::new();
+    for (name, (outputs, inputs, has_bias)) in shapes {
+        let named = |what: &str, shape| {
+            let name = format!("{name}.{what}");
+            let values = wave(shape, 0.37 + 0.01 * name.len() as f32).affine(0.2, 0.0).expect("a small tensor");
+            (name, values)
+        };
+        let (weight, values) = named("weight", (outputs, inputs, 3, 3));
+        tensors.insert(weight, values);
+        if has_bias {
+            let (bias, values) = named("bias", (outputs, 1, 1, 1));
+            tensors.insert(bias, values.flatten_all().expect("a small tensor"));
+        }
+    }
+    Weights::from_tensors(tensors, "waves")
+}
+
+/// diffusers 0.42.1: `AutoencoderTiny` of these weights, whole and with `tile_sample_min_size` 64,
+/// `tile_latent_min_size` 8 and `tile_overlap_factor` 0.25.
+#[test]
+fn a_small_autoencoder_agrees_with_the_reference_whole_and_in_tiles() {
+    let config = r#"{"encoder_block_out_channels": [4, 4, 4, 4], "decoder_block_out_channels": [4, 4, 4, 4],
+        "num_encoder_blocks": [1, 1, 1, 1], "num_decoder_blocks": [1, 1, 1, 1]}"#;
+    let config: TinyVaeConfig = serde_json::from_str(config).expect("a configuration of known keys");
+    let weights = tiny_weights();
+    let vae = AutoencoderTiny::new(&config, weights.clone()).expect("the weights fit");
+    assert!(weights.unused().is_empty(), "unused: {:?}", weights.unused());
+
+    let latents = vae.encode(&wave((1, 3, 32, 24), 0.05)).expect("the picture fits");
+    let expected =
+        [0.0617938, 0.140804, -0.0602459, 0.22908, 0.0642845, 0.474393, -0.222565, 0.140099, -0.0892353, 0.135567];
+    assert_samples("latents", &latents, expected, 11.03486101);
+    let picture = vae.decode(&wave((1, 4, 4, 3), 0.3)).expect("the latents fit");
+    let expected =
+        [-0.22099, -1.22834, -0.786666, -1.11265, -0.947507, -1.0525, -0.955207, -0.903355, -0.345536, -0.657429];
+    assert_samples("picture", &picture, expected, 1670.024578);
+
+    let tiling = vae.tiling(Some(64), Some(0.25)).expect("usable tiles");
+    let picture = vae.decode_tiled(&wave((1, 4, 9, 10), 0.3), &tiling).expect("the latents fit");
+    let expected =
+        [0.105284, -0.366217, -0.793819, -0.786407, -0.210921, -1.05687, -1.03135, -1.0778, -0.015037, -0.491798];
+    assert_samples("tiled picture", &picture, expected, 12791.74735);
+    let latents = vae.encode_tiled(&wave((1, 3, 72, 80), 0.05), &tiling).expect("the picture fits");
+    let expected =
+        [0.514959, -0.0526009, -0.089368, 0.00264735, 0.162737, 0.218594, 0.0213981, 0.123693, 0.17998, 0.259834];
+    assert_samples("tiled latents", &latents, expected, 67.71679021);
 }

@@ -107,6 +107,16 @@ fn a_scheduler_for_models_of_another_kind_is_refused() {
 }
 
 #[test]
+fn a_dynamic_shift_that_no_pipeline_of_the_family_computes_is_refused() {
+    let mut pipeline = pipeline(TEXT_TO_IMAGE, &json!({}));
+    pipeline["scheduler"] = json!({
+        "configuration": { "scheduler_type": "UniPCMultistepScheduler" },
+        "from_config_args": { "use_dynamic_shifting": true }
+    });
+    refused(&pipeline, 1, &["`scheduler.use_dynamic_shifting`", "set it to false"]);
+}
+
+#[test]
 fn a_controlnet_of_another_family_is_refused() {
     let arguments = json!({ "image": picture("edges_64x64.png") });
     let mut pipeline = pipeline("StableDiffusionControlNetPipeline", &arguments);

@@ -88,6 +88,39 @@ pub fn check(file: &AdapterFile, denoiser: Denoiser) -> Result<()> {
     }
 }
 
+/// Refuses a file whose attention layers read other text than the model's UNet, whose layers read texts of so many
+/// features. Reads the header only.
+pub(crate) fn check_text_width(file: &AdapterFile, widths: &[usize]) -> Result<()> {
+    let misfit = file.shapes()?.into_iter().find_map(|(name, dims)| {
+        let key = keys::parse(&name)?;
+        let reads_text = key.component == Component::Denoiser && key.part == Part::Down && is_text_reader(&key.module);
+        let width = *dims.get(1)?;
+        (reads_text && !widths.contains(&width)).then_some((name, width))
+    });
+    let Some((name, width)) = misfit else { return Ok(()) };
+    let family = family_by_width(width).map_or(String::new(), |family| format!(" (it seems to be made for {family})"));
+    Err(file.bad(format!(
+        "`{name}` reads text of {width} features{family}, but the model's UNet reads {}; choose a LoRA made for the model",
+        widths.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ")
+    )))
+}
+
+/// Whether the module turns text into the keys of a UNet's attention.
+fn is_text_reader(module: &str) -> bool {
+    module.ends_with("attn2_to_k")
+}
+
+/// The family whose UNet reads text of so many features.
+fn family_by_width(width: usize) -> Option<&'static str> {
+    match width {
+        768 => Some("Stable Diffusion 1.x"),
+        1024 => Some("Stable Diffusion 2.x"),
+        1280 => Some("the Stable Diffusion XL refiner"),
+        2048 => Some("Stable Diffusion XL"),
+        _ => None,
+    }
+}
+
 fn check_holds_lora(file: &AdapterFile, names: &[String]) -> Result<()> {
     let parts: Vec<Option<Part>> = names.iter().map(|name| keys::parse(name).map(|key| key.part)).collect();
     let changes = parts.iter().any(|part| part.is_some_and(|part| part != Part::Replacement));
@@ -257,15 +290,9 @@ impl Lora {
             Some(MadeFor::Denoiser(Denoiser::Unet)) | None => {}
             Some(other) => return Some(other.name()),
         }
-        let reader = self.modules.iter().find(|module| module.name.ends_with("attn2_to_k"))?;
+        let reader = self.modules.iter().find(|module| is_text_reader(&module.name))?;
         let (_, down) = reader.parts.get(&Part::Down)?;
-        match *down.dims().get(1)? {
-            768 => Some("Stable Diffusion 1.x"),
-            1024 => Some("Stable Diffusion 2.x"),
-            1280 => Some("the Stable Diffusion XL refiner"),
-            2048 => Some("Stable Diffusion XL"),
-            _ => None,
-        }
+        family_by_width(*down.dims().get(1)?)
     }
 }
 

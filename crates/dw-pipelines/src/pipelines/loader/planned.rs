@@ -10,14 +10,14 @@ use dw_core::event::Event;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{CONTROLNET_UNION, Kind};
+use super::{AUTOENCODER_TINY, CONTROLNET_UNION, Kind};
 use crate::{
     Error, Result, device,
     hub::{ModelFiles, WeightFiles, sub},
     models::{
-        AutoencoderKl, ClipTextModel, ClipVisionModel, ControlNetModel, ControlNetUnionModel, FluxControlNetModel,
-        FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel, Sd3Transformer2DModel, SiglipVisionModel,
-        T5EncoderModel, Unet2DConditionModel, config::without_nulls,
+        Autoencoder, AutoencoderKl, AutoencoderTiny, ClipTextModel, ClipVisionModel, ControlNetModel,
+        ControlNetUnionModel, FluxControlNetModel, FluxTransformer2DModel, ReduxImageEncoder, Sd3ControlNetModel,
+        Sd3Transformer2DModel, SiglipVisionModel, T5EncoderModel, Unet2DConditionModel, config::without_nulls,
     },
     pipelines::{
         components::{Component, Model},
@@ -226,7 +226,7 @@ impl Planned {
             Kind::ClipText => Model::ClipText(ClipTextModel::new(&self.config()?, weights)?),
             Kind::ClipVision => Model::ClipVision(ClipVisionModel::new(&self.config()?, weights)?),
             Kind::Unet => Model::Unet(Unet2DConditionModel::new(&self.config()?, weights)?),
-            Kind::Vae => Model::Vae(AutoencoderKl::new(&self.config()?, weights)?),
+            Kind::Vae => Model::Vae(self.autoencoder(weights)?),
             Kind::ControlNet if self.class == CONTROLNET_UNION => {
                 Model::ControlNetUnion(ControlNetUnionModel::new(&self.config()?, weights)?)
             }
@@ -237,6 +237,14 @@ impl Planned {
             Kind::FluxControlNet => Model::FluxControlNet(FluxControlNetModel::new(&self.config()?, weights)?),
             Kind::Siglip => Model::Siglip(SiglipVisionModel::new(&self.config()?, weights)?),
             Kind::Redux => Model::Redux(ReduxImageEncoder::new(&self.config()?, &weights)?),
+        })
+    }
+
+    fn autoencoder(&self, weights: Weights) -> Result<Autoencoder> {
+        Ok(if self.class == AUTOENCODER_TINY {
+            Autoencoder::Tiny(AutoencoderTiny::new(&self.config()?, weights)?)
+        } else {
+            Autoencoder::Kl(AutoencoderKl::new(&self.config()?, weights)?)
         })
     }
 
@@ -255,11 +263,14 @@ impl Planned {
             _ => config,
         };
         if let Some(other) = config.get("_class_name").and_then(Value::as_str)
-            && (!self.kind.classes().contains(&other) || (self.kind == Kind::ControlNet && other != self.class))
+            && other != self.class
         {
             return Err(Error::BadFile {
                 path: self.files.place(&path),
-                reason: format!("describes a `{other}`, not a `{}`; correct the folder of `{}`", self.class, self.name),
+                reason: format!(
+                    "describes a `{other}`, not a `{}`; correct the folder or the class of `{}`",
+                    self.class, self.name
+                ),
             });
         }
         serde_path_to_error::deserialize(without_nulls(config)).map_err(|error| Error::BadFile {

@@ -16,7 +16,7 @@ pub(crate) use self::{
 };
 use crate::{
     Result,
-    models::{AutoencoderKl, Tiling},
+    models::{Autoencoder, Tiling},
     nn::Limits,
     request::{MemoryRequest, TilingRequest},
     weights::Occupancy,
@@ -41,8 +41,8 @@ impl Memory {
     }
 
     /// The tiles in which `vae` works; none when it works in one piece.
-    pub(crate) fn tiling(&self, vae: &AutoencoderKl) -> Result<Option<Tiling>> {
-        self.tiling.map(|TilingRequest { sample, overlap }| vae.config().tiling(sample, overlap)).transpose()
+    pub(crate) fn tiling(&self, vae: &Autoencoder) -> Result<Option<Tiling>> {
+        self.tiling.map(|TilingRequest { sample, overlap }| vae.tiling(sample, overlap)).transpose()
     }
 
     /// Has something said at the end of the call.

@@ -41,7 +41,8 @@ fn a_single_file_becomes_the_folder_of_a_component() {
     let sandbox = Sandbox::new();
     let file = format!("{}/unet/diffusion_pytorch_model.safetensors", model());
     let config = model();
-    let quantize = |more: &[&str]| sandbox.run(&[&["quantize", &file, "--to", "q8_0", "-o", "unet-q8"], more].concat());
+    let words = ["quantize", file.as_str(), "--to", "q8_0", "-o", "unet-q8"];
+    let quantize = |more: &[&str]| sandbox.run(&[&words[..], more].concat());
     let (_, error) = quantize(&["--component", "vae"]).exits(1);
     assert!(error.contains("no component `vae`; it holds `unet`"), "{error}");
     let (out, _) = quantize(&["--config", &config]).exits(0);

@@ -408,7 +408,8 @@ impl Weights {
                 ),
             });
         }
-        if entry.holds_whole_numbers() {
+        let is_parameter = ["weight", "bias"].iter().any(|ending| stored.ends_with(ending));
+        if is_parameter && entry.holds_whole_numbers() {
             return Err(Error::BadFile {
                 path: PathBuf::from(&*entry.origin),
                 reason: format!(

@@ -74,13 +74,12 @@ fn convolutions(budget: Duration) -> Result<()> {
     ] {
         let (x, padding) = (random(&[1, inputs, size, size])?, kernel / 2);
         let (weight, bias) = (random(&[outputs, inputs, kernel, kernel])?, random(&[outputs])?);
-        let weights = dw_kernels::ConvWeights::new(&weight)?;
         let shaped = bias.reshape((1, outputs, 1, 1))?;
         compare(
             name,
             budget,
             || x.conv2d(&weight, padding, stride, 1, 1)?.broadcast_add(&shaped),
-            || weights.conv2d(&x, Some(&bias), stride, padding),
+            || dw_kernels::conv2d(&x, &weight, Some(&bias), stride, padding),
         )?;
     }
     Ok(())

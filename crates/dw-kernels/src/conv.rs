@@ -24,12 +24,13 @@ const FEW_CHANNELS: usize = 256;
 const FEW_BLOCKS: usize = 4;
 /// Channels that are moved together when channels become innermost.
 const TILE: usize = 16;
+/// Columns of weights, an input channel and a kernel position each, that one task moves.
+const COLUMNS: usize = 256;
 
 /// The cross-correlation of `x` with `weight`, plus `bias`; zeros around the input count as pixels.
 ///
 /// `x` is `(batch, in, height, width)`, `weight` is `(out, in, kernel height, kernel width)`, `bias` is
-/// `(out,)`. The result is `(batch, out, height', width')` in the type of `x`. Where the same weights are
-/// used again, [`ConvWeights`] saves laying them out anew.
+/// `(out,)`. The result is `(batch, out, height', width')` in the type of `x`.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
     if !is_host_f32(x) {
         return composed(x, weight, bias, stride, padding);
@@ -39,7 +40,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize,
 
 /// Weights of a convolution in the layout that the fast path reads. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ConvWeights {
+struct ConvWeights {
     layout: WeightLayout,
     /// `(out, in, kernel height, kernel width)`.
     dims: (usize, usize, usize, usize),
@@ -56,7 +57,7 @@ enum WeightLayout {
 impl ConvWeights {
     /// Lays out `weight`, `(out, in, kernel height, kernel width)`. Weights that the fast path does not
     /// take are kept as they are.
-    pub fn new(weight: &Tensor) -> Result<Self> {
+    fn new(weight: &Tensor) -> Result<Self> {
         let dims = weight.dims4()?;
         if !is_host_f32(weight) || (dims.2, dims.3) == (1, 1) {
             return Ok(Self { layout: WeightLayout::Plain(weight.contiguous()?), dims });
@@ -67,7 +68,7 @@ impl ConvWeights {
     }
 
     /// [`conv2d`](crate::conv2d) with these weights. `x` and `bias` must be of the weights' device and type.
-    pub fn conv2d(&self, x: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
+    fn conv2d(&self, x: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
         let shape = Shape::new(x, self.dims, bias, stride, padding)?;
         let fast = [Some(x), bias].into_iter().flatten().all(is_host_f32);
         match &self.layout {
@@ -312,14 +313,18 @@ impl Block {
 
 /// Weights as `(in, kernel positions, out)`.
 fn weights_by_input((outputs, inputs, height, width): (usize, usize, usize, usize), weights: &[f32]) -> Vec<f32> {
-    let taps = height * width;
+    let columns = inputs * height * width;
     let mut moved = vec![0.0; weights.len()];
-    // Some inputs at a time, so that what is read for one of them serves the others.
-    moved.par_chunks_mut((TILE * taps * outputs).max(1)).enumerate().for_each(|(block, moved)| {
-        for output in 0..outputs {
-            let source = &weights[(output * inputs + block * TILE) * taps..][..moved.len() / outputs];
-            for (target, &source) in moved[output..].iter_mut().step_by(outputs).zip(source) {
-                *target = source;
+    moved.par_chunks_mut((COLUMNS * outputs).max(1)).enumerate().for_each(|(block, moved)| {
+        // Some outputs at a time, so that whole cache lines are written.
+        for output in (0..outputs).step_by(TILE) {
+            let end = outputs.min(output + TILE);
+            let sources = &weights[output * columns + block * COLUMNS..];
+            for (column, moved) in moved.chunks_exact_mut(outputs).enumerate() {
+                let source = sources[column..].iter().step_by(columns);
+                for (target, &source) in moved[output..end].iter_mut().zip(source) {
+                    *target = source;
+                }
             }
         }
     });

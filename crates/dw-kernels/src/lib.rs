@@ -24,7 +24,7 @@ mod threads;
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use allocator::{keep_freed_memory, release_freed_memory};
 pub use attention::attention;
-pub use conv::{ConvWeights, conv2d};
+pub use conv::conv2d;
 pub use decode::tensor_from_bytes;
 pub use low_rank::{ThinProduct, add_products};
 pub use norm::group_norm;

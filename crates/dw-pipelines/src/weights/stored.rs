@@ -70,6 +70,11 @@ impl Listed {
         self.stored.bytes_as(dtype) + wide
     }
 
+    /// Whether it is brought into fewer bits when it is read, and so rests in host memory from then on.
+    pub(crate) fn is_to_quantize(&self) -> bool {
+        self.stored.is_to_quantize()
+    }
+
     /// Whether it stays in the form in which it is stored, whatever the model's type.
     pub(crate) fn is_quantized(&self) -> bool {
         self.stored.fixed_bytes.is_some()

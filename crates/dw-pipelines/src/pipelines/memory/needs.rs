@@ -71,12 +71,13 @@ impl Need {
         (dtype, device): (DType, &Device),
         call: &Call,
     ) -> Result<Self> {
-        let (mut layers, mut quantized) = (BTreeMap::new(), 0);
+        let (mut layers, mut quantized, mut to_quantize) = (BTreeMap::new(), 0, 0);
         for listed in files.list(scheme)? {
             let layer = listed.name.rsplit_once('.').map_or("", |(layer, _)| layer);
             let bytes = listed.bytes(dtype, device.is_cpu());
             *layers.entry(layer.to_owned()).or_insert(0) += bytes;
             quantized += if listed.is_quantized() { bytes } else { 0 };
+            to_quantize += if listed.is_to_quantize() { bytes } else { 0 };
         }
         let bytes: u64 = layers.values().sum();
         let format = scheme.and_then(|scheme| scheme.format).map_or("quantized".into(), |format| format.to_string());
@@ -93,7 +94,8 @@ impl Need {
             activations: whole,
             tiled_activations: if is_vae { map(tile) } else { whole },
             is_loaded: false,
-            stays: false,
+            // What is quantized while it is read rests in host memory, so that it is quantized once.
+            stays: device.is_cpu() && to_quantize > bytes / 2,
         })
     }
 
@@ -208,9 +210,12 @@ fn number(config: &Value, key: &str) -> Option<u64> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
+    use crate::quant::Format;
 
     /// A component of layers of these sizes, one for each block.
     pub(in super::super) fn need(name: &str, blocks: &[u64], activations: u64) -> Need {
@@ -237,6 +242,19 @@ pub(super) mod tests {
         assert_eq!((groups(1, false), groups(1, true)), (40, 70));
         // Two blocks each: 10 + 40 and 20 + 30.
         assert_eq!((groups(2, false), groups(2, true)), (50, 100));
+    }
+
+    #[test]
+    fn what_is_quantized_while_it_is_read_stays_in_host_memory() {
+        let tensors = vec![("blocks.0.linear.weight".to_owned(), vec![64, 64])];
+        let files = WeightFiles::Random { name: "model".into(), tensors: Arc::new(tensors) };
+        let call = Call::new(CallSize::default(), None, &json!({}), &json!({}));
+        let scheme = Scheme::plain(Format::parse("nf4").expect("a format"));
+        let paging = |scheme| {
+            let need = Need::new("unet", (&files, scheme), &json!({}), (DType::F32, &Device::Cpu), &call);
+            need.expect("nothing is read").paging(Some(Paging::Whole))
+        };
+        assert_eq!((paging(None), paging(Some(&scheme))), (Some(Paging::Whole), None));
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! The input is laid out with channels innermost. For a stride of s the pixels are dealt out to s × s
 //! planes first, so that the pixels a kernel position meets lie side by side in one plane.
 
-use std::sync::Arc;
-
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -32,68 +30,23 @@ const COLUMNS: usize = 256;
 /// `x` is `(batch, in, height, width)`, `weight` is `(out, in, kernel height, kernel width)`, `bias` is
 /// `(out,)`. The result is `(batch, out, height', width')` in the type of `x`.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    if !is_host_f32(x) {
+    let dims = weight.dims4()?;
+    let shape = Shape::new(x, dims, bias, stride, padding)?;
+    if ![Some(x), Some(weight), bias].into_iter().flatten().all(is_host_f32) {
         return composed(x, weight, bias, stride, padding);
     }
-    ConvWeights::new(weight)?.conv2d(x, bias, stride, padding)
-}
-
-/// Weights of a convolution in the layout that the fast path reads. Cheap to clone.
-#[derive(Clone, Debug)]
-struct ConvWeights {
-    layout: WeightLayout,
-    /// `(out, in, kernel height, kernel width)`.
-    dims: (usize, usize, usize, usize),
-}
-
-#[derive(Clone, Debug)]
-enum WeightLayout {
-    /// As they came: on another device, of another type, or for a 1 × 1 kernel.
-    Plain(Tensor),
-    /// `(in, kernel positions, out)`.
-    ByInput(Arc<Vec<f32>>),
-}
-
-impl ConvWeights {
-    /// Lays out `weight`, `(out, in, kernel height, kernel width)`. Weights that the fast path does not
-    /// take are kept as they are.
-    fn new(weight: &Tensor) -> Result<Self> {
-        let dims = weight.dims4()?;
-        if !is_host_f32(weight) || (dims.2, dims.3) == (1, 1) {
-            return Ok(Self { layout: WeightLayout::Plain(weight.contiguous()?), dims });
-        }
-        let weight = weight.contiguous()?;
-        let numbers = weights_by_input(dims, &host::contiguous(&weight)?);
-        Ok(Self { layout: WeightLayout::ByInput(Arc::new(numbers)), dims })
+    let weight = weight.contiguous()?;
+    let weights = host::contiguous(&weight)?;
+    let weights: &[f32] = &weights;
+    if shape.is_pointwise() {
+        return run(&shape, x, bias, |input, bias, output| pointwise(&shape, input, weights, bias, output));
     }
-
-    /// [`conv2d`](crate::conv2d) with these weights. `x` and `bias` must be of the weights' device and type.
-    fn conv2d(&self, x: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-        let shape = Shape::new(x, self.dims, bias, stride, padding)?;
-        let fast = [Some(x), bias].into_iter().flatten().all(is_host_f32);
-        match &self.layout {
-            WeightLayout::ByInput(weights) if fast => run(&shape, x, bias, |input, bias, output| {
-                shifted(&shape, input, weights, bias, output);
-            }),
-            WeightLayout::ByInput(_) => candle_core::bail!("the weights are laid out for f32 input in host memory"),
-            WeightLayout::Plain(weight) if fast && is_host_f32(weight) && shape.is_pointwise() => {
-                let weights = host::contiguous(weight)?;
-                let weights: &[f32] = &weights;
-                run(&shape, x, bias, |input, bias, output| pointwise(&shape, input, weights, bias, output))
-            }
-            WeightLayout::Plain(weight) if fast && is_host_f32(weight) => {
-                // A 1 x 1 kernel with stride or padding.
-                let weights = weights_by_input(self.dims, &host::contiguous(weight)?);
-                run(&shape, x, bias, |input, bias, output| shifted(&shape, input, &weights, bias, output))
-            }
-            WeightLayout::Plain(weight) => composed(x, weight, bias, stride, padding),
-        }
-    }
+    let weights = weights_by_input(dims, weights);
+    run(&shape, x, bias, |input, bias, output| shifted(&shape, input, &weights, bias, output))
 }
 
 /// The same by candle's operations.
 fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: usize) -> Result<Tensor> {
-    Shape::new(x, weight.dims4()?, bias, stride, padding)?;
     let y = x.conv2d(weight, padding, stride, 1, 1)?;
     match bias {
         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
@@ -396,19 +349,12 @@ mod tests {
     }
 
     #[test]
-    fn weights_laid_out_once_serve_many_times() {
+    fn tensors_of_different_types_are_refused() {
         let (x, weight, bias) = (wave(&[1, 6, 9, 9], 1), wave(&[5, 6, 3, 3], 2), wave(&[5], 3));
-        let weights = ConvWeights::new(&weight).expect("weights");
-        for (stride, padding) in [(1, 1), (2, 0)] {
-            let found = weights.conv2d(&x, Some(&bias), stride, padding).expect("a convolution");
-            assert_close(&found, &conv2d(&x, &weight, Some(&bias), stride, padding).expect("a convolution"), 1e-7);
+        let [wide, wide_weight, wide_bias] = [&x, &weight, &bias].map(|t| t.to_dtype(DType::F64).expect("f64"));
+        for (x, weight, bias) in [(&wide, &weight, &bias), (&x, &wide_weight, &bias), (&x, &weight, &wide_bias)] {
+            conv2d(x, weight, Some(bias), 1, 1).expect_err("another type");
         }
-        let wide = x.to_dtype(DType::F64).expect("f64");
-        let error = weights.conv2d(&wide, None, 1, 1).expect_err("another type");
-        assert!(error.to_string().contains("laid out for f32"), "{error}");
-        let wide_weights = ConvWeights::new(&weight.to_dtype(DType::F64).expect("f64")).expect("weights");
-        let found = wide_weights.conv2d(&wide, None, 1, 1).expect("a convolution");
-        assert_close(&conv2d(&x, &weight, None, 1, 1).expect("a convolution"), &found, 2e-6);
     }
 
     #[test]

@@ -4,71 +4,38 @@
 mod support;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock},
+    sync::LazyLock,
 };
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{Shape, Tensor};
 use dw_core::{
     arguments::{Arguments, ArtifactRef},
-    artifact::{Array, Artifact},
-    cancel::CancellationToken,
-    event::Silent,
-    picture,
-    seed::Seed,
+    artifact::Artifact,
 };
 use dw_pipelines::{
     Result,
-    hub::Hub,
-    models::{AutoencoderKl, Sd3Transformer2DModel, SiglipVisionModel},
-    pipelines::{ComponentCache, Pipeline},
-    request::{
-        ComponentChoice, ComponentRequest, Context, IpAdapterRequest, IpAdapterScale, MemoryRequest, ModelSource,
-        PipelineRequest,
-    },
-    rng::{Generator, Generators, NoiseDialect},
-    weights::Weights,
+    models::SiglipVisionModel,
+    pipelines::Pipeline,
+    request::{IpAdapterRequest, IpAdapterScale, ModelSource, PipelineRequest},
 };
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use support::tiny::{Autoencoder, Recorder, parameter, weights};
+use support::{
+    sd3::{
+        self, array, call_values, components, config, encoded_prompts, fixture_picture, fixtures, load, with,
+        write_component, write_model,
+    },
+    tiny::{parameter, weights},
+};
 
 /// How far rounding in another order of summation may lead.
 const TOLERANCE: f32 = 1e-4;
-
-fn config<C: DeserializeOwned>(value: Value) -> C {
-    serde_json::from_value(value).expect("the configuration is of this model")
-}
-
-fn with(mut base: Value, more: Value) -> Value {
-    let Value::Object(more) = more else { panic!("settings are an object") };
-    base.as_object_mut().expect("settings are an object").extend(more);
-    base
-}
-
-fn transformer_config() -> Value {
-    json!({
-        "sample_size": 8, "patch_size": 2, "in_channels": 16, "num_layers": 3, "attention_head_dim": 8,
-        "num_attention_heads": 4, "joint_attention_dim": 80, "caption_projection_dim": 32,
-        "pooled_projection_dim": 64, "out_channels": 16, "pos_embed_max_size": 24, "qk_norm": "rms_norm",
-        "dual_attention_layers": [0, 1],
-    })
-}
 
 fn siglip_config() -> Value {
     json!({
         "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
         "patch_size": 8,
-    })
-}
-
-fn vae_config() -> Value {
-    json!({
-        "act_fn": "silu", "block_out_channels": [8, 16, 16, 16], "down_block_types": vec!["DownEncoderBlock2D"; 4],
-        "up_block_types": vec!["UpDecoderBlock2D"; 4], "in_channels": 3, "latent_channels": 16, "layers_per_block": 1,
-        "norm_num_groups": 4, "out_channels": 3, "sample_size": 64, "scaling_factor": 1.5305, "shift_factor": 0.0609,
-        "use_quant_conv": false, "use_post_quant_conv": false,
     })
 }
 
@@ -124,23 +91,6 @@ fn write_adapter(file: &Path, shapes: &[(String, Vec<usize>)]) {
     candle_core::safetensors::save(&tensors, file).expect("the folder is writable");
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity")
-}
-
-fn write(folder: &Path, name: &str, value: &Value) {
-    fs_err::create_dir_all(folder).expect("the folder is writable");
-    fs_err::write(folder.join(name), value.to_string()).expect("the folder is writable");
-}
-
-/// A component's configuration and the weights that `build` asks for.
-fn write_component(folder: &Path, settings: &Value, weights: Weights, build: &dyn Fn(Value, Weights)) {
-    write(folder, "config.json", settings);
-    let recorder = Recorder::default();
-    build(settings.clone(), recorder.listening(weights));
-    recorder.write(&folder.join("model.safetensors"));
-}
-
 fn write_encoder(folder: &Path, settings: &Value) {
     write_component(folder, settings, weights("sd35/siglip"), &|settings, weights| {
         drop(SiglipVisionModel::new(&config(settings), weights).expect("made"));
@@ -151,25 +101,10 @@ fn write_encoder(folder: &Path, settings: &Value) {
 /// fits, with its image encoder (`adapter`) and without one (`alone`), and two of other models.
 static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let model = folder.path().join("model");
-    write_component(&model.join("transformer"), &transformer_config(), weights("sd35/tr"), &|settings, weights| {
-        drop(Sd3Transformer2DModel::new(&config(settings), weights).expect("made"));
-    });
-    let vae = Autoencoder::SD35.weights("sd35/vae");
-    write_component(&model.join("vae"), &vae_config(), vae, &|settings, weights| {
-        drop(AutoencoderKl::new(&config(settings), weights).expect("made"));
-    });
-    let scheduler = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0 });
-    write(&model.join("scheduler"), "scheduler_config.json", &scheduler);
-    let index = json!({
-        "_class_name": "StableDiffusion3Pipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "transformer": ["diffusers", "SD3Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "image_encoder": [null, null],
-        "feature_extractor": [null, null],
-    });
-    write(&model, "model_index.json", &index);
+    write_model(
+        &folder.path().join("model"),
+        json!({ "image_encoder": [null, null], "feature_extractor": [null, null] }),
+    );
     write_encoder(&folder.path().join("siglip"), &siglip_config());
     write_encoder(&folder.path().join("adapter/image_encoder"), &siglip_config());
     fs_err::create_dir_all(folder.path().join("alone")).expect("the folder is writable");
@@ -188,20 +123,7 @@ fn place(name: &str) -> PathBuf {
 }
 
 fn request(class: &str) -> PipelineRequest {
-    PipelineRequest {
-        class: class.into(),
-        source: ModelSource::Folder(place("model")),
-        variant: None,
-        dtype: None,
-        device: Device::Cpu,
-        components: BTreeMap::new(),
-        scheduler: None,
-        loras: Vec::new(),
-        textual_inversions: Vec::new(),
-        prompt_weighting: false,
-        ip_adapters: Vec::new(),
-        memory: MemoryRequest::default(),
-    }
+    sd3::request(class, place("model"))
 }
 
 /// The adapter in `folder`, whose image encoder, if it has one, lies beside it.
@@ -219,39 +141,16 @@ fn seeing(class: &str, adapter: IpAdapterRequest) -> PipelineRequest {
     PipelineRequest { ip_adapters: vec![adapter], ..request(class) }
 }
 
-fn component(class: &str, folder: PathBuf) -> ComponentChoice {
-    ComponentChoice::Load(vec![ComponentRequest {
-        class: class.into(),
-        source: ModelSource::Folder(folder),
-        subfolder: None,
-        variant: None,
-        dtype: None,
-        quantization: None,
-    }])
-}
-
-fn load(request: &PipelineRequest) -> Result<Pipeline> {
-    let hub = Hub { cache: PathBuf::new(), endpoint: String::new(), token: None, offline: true };
-    let cancel = CancellationToken::default();
-    Pipeline::load(request, &hub, &mut ComponentCache::default(), Context { events: &Silent, cancel: &cancel })
-}
-
 fn refused(request: &PipelineRequest) -> String {
     load(request).err().map(|error| error.to_string()).expect("the request is wrong")
 }
 
-fn array(seed: i128, shape: &[usize]) -> Artifact {
-    let drawn = Generator::new(seed, NoiseDialect::Cpu).randn(shape, DType::F32, &Device::Cpu);
-    let data = drawn.and_then(|drawn| Ok(drawn.flatten_all()?.to_vec1()?)).expect("a small tensor");
-    Artifact::Array(Arc::new(Array { shape: shape.to_vec(), data }))
-}
-
 fn scene() -> Artifact {
-    Artifact::image(picture::load(&fixtures().join("inputs/scene_64x64.png")).expect("the fixture is there"))
+    fixture_picture("scene")
 }
 
 fn edges() -> Artifact {
-    Artifact::image(picture::load(&fixtures().join("inputs/edges_64x64.png")).expect("the fixture is there"))
+    fixture_picture("edges")
 }
 
 /// A call with encoded prompts, one row each; `given` are artifacts by argument.
@@ -261,18 +160,9 @@ fn call(more: Value, given: Vec<(&str, Vec<Artifact>)>) -> Arguments {
 
 /// The same with so many rows, which are drawn from `seed` and those after it.
 fn call_of(seed: i128, rows: usize, more: Value, given: Vec<(&str, Vec<Artifact>)>) -> Arguments {
-    let values = json!({
-        "guidance_scale": 4.0, "num_inference_steps": 4, "height": 64, "width": 96, "output_type": "latent",
-    });
-    let Value::Object(values) = with(values, more) else { panic!("arguments are an object") };
+    let Value::Object(values) = call_values(more) else { panic!("arguments are an object") };
     let mut arguments = Arguments { values, ..Arguments::default() };
-    let prompts = [
-        ("prompt_embeds", vec![rows, 20, 80]),
-        ("pooled_prompt_embeds", vec![rows, 64]),
-        ("negative_prompt_embeds", vec![rows, 20, 80]),
-        ("negative_pooled_prompt_embeds", vec![rows, 64]),
-    ];
-    let prompts = (seed..).zip(prompts).map(|(seed, (name, shape))| (name, vec![array(seed, &shape)]));
+    let prompts = encoded_prompts(seed, rows).map(|(name, prompt)| (name, vec![prompt]));
     let mut number = 0;
     for (name, artifacts) in prompts.chain(given) {
         let mut handles = Vec::new();
@@ -288,24 +178,11 @@ fn call_of(seed: i128, rows: usize, more: Value, given: Vec<(&str, Vec<Artifact>
 }
 
 fn run(pipeline: &mut Pipeline, arguments: &Arguments) -> Result<Vec<f32>> {
-    let cancel = CancellationToken::default();
-    let mut generators = Generators::from_seed(&Seed::One(5), NoiseDialect::Cpu);
-    let entry = pipeline.run(arguments, &mut generators, Context { events: &Silent, cancel: &cancel })?;
-    let mut values = Vec::new();
-    for artifact in &entry.artifacts {
-        let Artifact::Array(latents) = artifact else { panic!("latents were asked for") };
-        values.extend_from_slice(&latents.data);
-    }
-    Ok(values)
+    Ok(sd3::latents(&sd3::run(pipeline, arguments, 5)?))
 }
 
-/// Sixteen latents from first to last.
 fn assert_latents(what: &str, latents: &[f32], expected: [f32; 16]) {
-    for (i, expected) in expected.into_iter().enumerate() {
-        let found = latents[i * (latents.len() - 1) / 15];
-        let off = (found - expected).abs();
-        assert!(off < TOLERANCE, "{what}: {found} is not {expected} (off by {off})");
-    }
+    sd3::assert_latents(what, latents, expected, TOLERANCE);
 }
 
 const FULL: [f32; 16] = [
@@ -341,7 +218,7 @@ fn a_picture_acts_by_its_scale_as_in_the_reference() {
 #[test]
 fn the_image_encoder_may_be_a_component_of_the_step() {
     let mut request = seeing("StableDiffusion3Pipeline", adapter("alone", 1.0));
-    request.components.insert("image_encoder".into(), component("SiglipVisionModel", place("siglip")));
+    request.components.insert("image_encoder".into(), components("SiglipVisionModel", [place("siglip")]));
     let mut pipeline = load(&request).expect("the encoder fits");
     let latents = run(&mut pipeline, &call(json!({}), vec![("ip_adapter_image", vec![scene()])]));
     assert_latents("component", &latents.expect("the call is valid"), FULL);
@@ -459,11 +336,11 @@ fn a_missing_image_encoder_is_named() {
     let folder = place("other-siglip");
     write_encoder(&folder, &with(siglip_config(), json!({ "hidden_size": 32 })));
     let mut request = seeing("StableDiffusion3Pipeline", adapter("alone", 1.0));
-    request.components.insert("image_encoder".into(), component("SiglipVisionModel", folder));
+    request.components.insert("image_encoder".into(), components("SiglipVisionModel", [folder]));
     let message = refused(&request);
     assert!(message.contains("gives 32 features") && message.contains("reads 48"), "{message}");
 
-    let clip = component("CLIPVisionModelWithProjection", place("siglip"));
+    let clip = components("CLIPVisionModelWithProjection", [place("siglip")]);
     request.components.insert("image_encoder".into(), clip);
     let message = refused(&request);
     assert!(message.contains("`image_encoder`") && message.contains("`SiglipVisionModel`"), "{message}");

@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{LazyLock, Mutex},
 };
 
@@ -15,64 +15,36 @@ use dw_core::{
     arguments::{Arguments, ArtifactRef},
     artifact::{Artifact, Entry},
     cancel::CancellationToken,
-    event::{Event, Silent},
+    event::Event,
     picture,
     seed::Seed,
 };
 use dw_pipelines::{
-    Result,
-    hub::Hub,
     models::{
-        AutoencoderKl, ClipTextModel, Reuse, Sd3ControlNetInput, Sd3ControlNetModel, Sd3Input, Sd3Transformer2DModel,
-        T5EncoderModel,
+        ClipTextModel, Reuse, Sd3ControlNetInput, Sd3ControlNetModel, Sd3Input, Sd3Transformer2DModel, T5EncoderModel,
     },
-    pipelines::{ComponentCache, Pipeline},
-    request::{
-        ComponentChoice, ComponentRequest, Context, LoraRequest, MemoryRequest, ModelSource, PipelineRequest,
-        SchedulerRequest,
-    },
+    pipelines::Pipeline,
+    request::{ComponentChoice, Context, LoraRequest, ModelSource, PipelineRequest, SchedulerRequest},
     rng::{Generator, Generators, NoiseDialect},
     weights::Weights,
 };
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use support::tiny::{Autoencoder, Recorder, parameter, weights};
+use support::{
+    sd3::{
+        self, components, config, fixtures, load, medium_35, run, transformer_config, with, write, write_component,
+        write_model,
+    },
+    tiny::{parameter, weights},
+};
 
 /// How far rounding in another order of summation may lead.
 const TOLERANCE: f32 = 5e-5;
-
-fn config<C: DeserializeOwned>(value: Value) -> C {
-    serde_json::from_value(value).expect("the configuration is of this model")
-}
 
 fn t5_config() -> Value {
     json!({
         "vocab_size": 480, "d_model": 80, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_heads": 4,
         "feed_forward_proj": "gated-gelu",
     })
-}
-
-/// The tiny transformer's configuration with other settings on top.
-fn transformer_config(more: Value) -> Value {
-    with(
-        json!({
-            "sample_size": 8, "patch_size": 2, "in_channels": 16, "num_layers": 3, "attention_head_dim": 8,
-            "num_attention_heads": 4, "joint_attention_dim": 80, "caption_projection_dim": 32,
-            "pooled_projection_dim": 64, "out_channels": 16, "pos_embed_max_size": 24,
-        }),
-        more,
-    )
-}
-
-fn with(mut base: Value, more: Value) -> Value {
-    let Value::Object(more) = more else { panic!("settings are an object") };
-    base.as_object_mut().expect("settings are an object").extend(more);
-    base
-}
-
-/// The transformer of Stable Diffusion 3.5 medium.
-fn medium_35() -> Value {
-    transformer_config(json!({ "qk_norm": "rms_norm", "dual_attention_layers": [0, 1] }))
 }
 
 fn drawn(seed: i128, shape: impl Into<Shape>) -> Tensor {
@@ -184,23 +156,6 @@ fn controlnets_with_and_without_text_say_what_the_reference_says() {
     check("sd35/cn-large", without_text, [first, second]);
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity")
-}
-
-fn write(folder: &Path, name: &str, value: &Value) {
-    fs_err::create_dir_all(folder).expect("the folder is writable");
-    fs_err::write(folder.join(name), value.to_string()).expect("the folder is writable");
-}
-
-/// A component's configuration and the weights that `build` asks for.
-fn write_component(folder: &Path, settings: &Value, weights: Weights, build: &dyn Fn(Value, Weights)) {
-    write(folder, "config.json", settings);
-    let recorder = Recorder::default();
-    build(settings.clone(), recorder.listening(weights));
-    recorder.write(&folder.join("model.safetensors"));
-}
-
 /// The weights of a CLIP encoder, which were named with a prefix when they were drawn.
 fn clip_weights(tag: &'static str) -> Weights {
     let make = move |name: &str, shape: &Shape| {
@@ -219,15 +174,6 @@ fn clip_config(projection: usize, more: Value) -> Value {
         }),
         more,
     )
-}
-
-fn vae_config() -> Value {
-    json!({
-        "act_fn": "silu", "block_out_channels": [8, 16, 16, 16], "down_block_types": vec!["DownEncoderBlock2D"; 4],
-        "up_block_types": vec!["UpDecoderBlock2D"; 4], "force_upcast": true, "in_channels": 3, "latent_channels": 16,
-        "layers_per_block": 1, "norm_num_groups": 4, "out_channels": 3, "sample_size": 64, "scaling_factor": 1.5305,
-        "shift_factor": 0.0609, "use_quant_conv": false, "use_post_quant_conv": false,
-    })
 }
 
 /// A tokenizer of six words, for T5.
@@ -270,34 +216,20 @@ impl Models {
         write_component(&model.join("text_encoder_3"), &t5_config(), weights("sd35/t5"), &|settings, weights| {
             drop(T5EncoderModel::new(&config(settings), weights).expect("made"));
         });
-        write_component(&model.join("transformer"), &medium_35(), weights("sd35/tr"), &|settings, weights| {
-            drop(Sd3Transformer2DModel::new(&config(settings), weights).expect("made"));
-        });
-        let vae = Autoencoder::SD35.weights("sd35/vae");
-        write_component(&model.join("vae"), &vae_config(), vae, &|settings, weights| {
-            drop(AutoencoderKl::new(&config(settings), weights).expect("made"));
-        });
         let net =
             transformer_config(json!({ "_class_name": "SD3ControlNetModel", "num_layers": 2, "qk_norm": "rms_norm" }));
         write_component(&folder.path().join("controlnet"), &net, weights("sd35/cn"), &|settings, weights| {
             drop(Sd3ControlNetModel::new(&config(settings), weights).expect("made"));
         });
-        let scheduler = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0 });
-        write(&model.join("scheduler"), "scheduler_config.json", &scheduler);
-        write(
+        write_model(
             &model,
-            "model_index.json",
-            &json!({
-                "_class_name": "StableDiffusion3Pipeline",
-                "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            json!({
                 "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
                 "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
                 "text_encoder_3": ["transformers", "T5EncoderModel"],
                 "tokenizer": ["transformers", "CLIPTokenizer"],
                 "tokenizer_2": ["transformers", "CLIPTokenizer"],
                 "tokenizer_3": ["transformers", "T5TokenizerFast"],
-                "transformer": ["diffusers", "SD3Transformer2DModel"],
-                "vae": ["diffusers", "AutoencoderKL"],
             }),
         );
         Self { folder }
@@ -309,20 +241,7 @@ impl Models {
 }
 
 fn request(class: &str) -> PipelineRequest {
-    PipelineRequest {
-        class: class.into(),
-        source: ModelSource::Folder(MODELS.model()),
-        variant: None,
-        dtype: None,
-        device: Device::Cpu,
-        components: BTreeMap::new(),
-        scheduler: None,
-        loras: Vec::new(),
-        textual_inversions: Vec::new(),
-        prompt_weighting: false,
-        ip_adapters: Vec::new(),
-        memory: MemoryRequest::default(),
-    }
+    sd3::request(class, MODELS.model())
 }
 
 fn without_t5(class: &str) -> PipelineRequest {
@@ -330,28 +249,11 @@ fn without_t5(class: &str) -> PipelineRequest {
     PipelineRequest { components: BTreeMap::from(omitted), ..request(class) }
 }
 
-fn component(class: &str, folder: PathBuf) -> ComponentChoice {
-    ComponentChoice::Load(vec![ComponentRequest {
-        class: class.into(),
-        source: ModelSource::Folder(folder),
-        subfolder: None,
-        variant: None,
-        dtype: None,
-        quantization: None,
-    }])
-}
-
 fn steered(class: &str) -> PipelineRequest {
     let mut request = without_t5(class);
     let folder = MODELS.folder.path().join("controlnet");
-    request.components.insert("controlnet".into(), component("SD3ControlNetModel", folder));
+    request.components.insert("controlnet".into(), components("SD3ControlNetModel", [folder]));
     request
-}
-
-fn load(request: &PipelineRequest) -> Result<Pipeline> {
-    let hub = Hub { cache: PathBuf::new(), endpoint: String::new(), token: None, offline: true };
-    let cancel = CancellationToken::default();
-    Pipeline::load(request, &hub, &mut ComponentCache::default(), Context { events: &Silent, cancel: &cancel })
 }
 
 /// Arguments with pictures of the fixtures in place of their names under `pictures`.
@@ -364,12 +266,6 @@ fn arguments(values: Value, pictures: &[(&str, &str)]) -> Arguments {
         arguments.values.insert((*name).to_owned(), ArtifactRef(at as u64).to_value());
     }
     arguments
-}
-
-fn run(pipeline: &mut Pipeline, arguments: &Arguments, seed: i128) -> Result<Entry> {
-    let cancel = CancellationToken::default();
-    let mut generators = Generators::from_seed(&Seed::One(seed), NoiseDialect::Cpu);
-    pipeline.run(arguments, &mut generators, Context { events: &Silent, cancel: &cancel })
 }
 
 fn bytes(entry: &Entry) -> Vec<u8> {
@@ -570,7 +466,7 @@ fn parts_of_other_families_are_refused_before_they_are_read() {
 
     let mut other = steered("StableDiffusion3ControlNetPipeline");
     let net = fixtures().join("models/sdxl-controlnet-a");
-    other.components.insert("controlnet".into(), component("ControlNetModel", net));
+    other.components.insert("controlnet".into(), components("ControlNetModel", [net]));
     let message = refused(&other);
     assert!(message.contains("`controlnet`") && message.contains("`SD3ControlNetModel`"), "{message}");
 
@@ -579,7 +475,7 @@ fn parts_of_other_families_are_refused_before_they_are_read() {
     write(&net, "config.json", &transformer_config(settings));
     fs_err::copy(MODELS.folder.path().join("controlnet/model.safetensors"), net.join("model.safetensors"))
         .expect("the folder is writable");
-    other.components.insert("controlnet".into(), component("SD3ControlNetModel", net));
+    other.components.insert("controlnet".into(), components("SD3ControlNetModel", [net]));
     let message = refused(&other);
     assert!(message.contains("64 features") && message.contains("made for this model"), "{message}");
 
@@ -611,7 +507,7 @@ fn text_encoders_that_are_missing_or_of_another_model_are_named() {
         drop(T5EncoderModel::new(&config(settings), weights).expect("made"));
     });
     let mut request = self::request("StableDiffusion3Pipeline");
-    request.components.insert("text_encoder_3".into(), component("T5EncoderModel", folder));
+    request.components.insert("text_encoder_3".into(), components("T5EncoderModel", [folder]));
     let message = refused(&request);
     assert!(message.contains("`text_encoder_3`") && message.contains("48") && message.contains("80"), "{message}");
 }

@@ -3,4 +3,5 @@
 // Each of them uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod sd3;
 pub(crate) mod tiny;
